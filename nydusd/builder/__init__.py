@@ -1,0 +1,1 @@
+"""Writes images: a directory tree in, bootstrap and blob out."""

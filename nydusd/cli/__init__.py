@@ -1,0 +1,1 @@
+"""Command lines of nydusd, nydus-image and nydusctl; nothing imported that a command does not need."""
