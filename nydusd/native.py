@@ -1,5 +1,316 @@
 """The typed edge of the C module: nothing else imports `nydusd._native`.
 
-Every function releases the GIL while it works, takes buffers that the caller owns, checks all sizes
-and reports by status codes. None of them keeps a pointer after it returns.
+Owns     nothing. Every function works on buffers and file descriptors of the caller, checks all sizes
+         against them and keeps no pointer after it returns.
+Callers  any thread; the GIL is released while C works. A caller must not change a buffer meanwhile,
+         and a mapped file must not be cut short: touching a page that is gone kills the process.
+Raises   FormatError for numbers that no buffer of this kind can have, ValueError for an unknown codec
+         or digester (a bug: ids from images are checked by `blob`), MemoryError. What becomes of a
+         chunk is a value, `Decoded`.
+Cancel   none of them waits for anything but the disk; run them in a worker thread.
+
+`codec` and `digester` are the ids of spec blob §6.1 and §6.2 (`nydusd.blob.model.Codec`, `Digester`).
 """
+
+import errno
+import struct
+from array import array
+from collections.abc import Sequence
+from enum import IntEnum
+from mmap import mmap
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from nydusd._native import ffi, lib
+from nydusd.errors import FormatError
+
+if TYPE_CHECKING:  # cffi's own class has no name that could be imported
+    from nydusd._native import CData
+
+DIGEST_BYTES: Final = 32
+
+Buffer = bytes | bytearray | memoryview | mmap
+WritableBuffer = bytearray | memoryview | mmap
+
+_CHUNK: Final = struct.Struct("=QQIIII32s")  # nd_chunk of native/decode.h
+_RESULT: Final = struct.Struct("=ii")  # nd_result
+_COMPRESSED, _HAS_DIGEST, _HAS_CRC = 1, 2, 4  # enum nd_chunk_flag
+
+
+class Status(IntEnum):
+    """What became of one chunk (enum nd_status of native/decode.h)."""
+
+    SAVED = 0  # decoded, checked, written; in a check: right
+    UNSAVED = 1  # right, but the file could not be written; in a check: not readable. See errno
+    OUT_OF_BUFFER = 2  # a range of the chunk lies outside the buffers or address space
+    DECODE_FAILED = 3  # the stored bytes do not decode to the chunk's size
+    DIGEST_MISMATCH = 4
+    CRC_MISMATCH = 5
+
+
+class Decoded(NamedTuple):
+    """Result for one chunk; `errno` is 0 unless status is UNSAVED (0 there: end of file)."""
+
+    status: Status
+    errno: int
+
+
+class ChunkRecord(Protocol):
+    """What a chunk must tell to be decoded; `nydusd.blob.model.Chunk` does. Offsets and sizes in bytes."""
+
+    @property
+    def compressed_offset(self) -> int:
+        """Position in the stored blob."""
+
+    @property
+    def compressed_size(self) -> int:
+        """Bytes there."""
+
+    @property
+    def uncompressed_offset(self) -> int:
+        """Position in the plain address space, which is the cache file's."""
+
+    @property
+    def uncompressed_size(self) -> int:
+        """Bytes there, 1 to 16 MiB."""
+
+    @property
+    def is_compressed(self) -> bool:
+        """False: stored raw, whatever the blob's codec."""
+
+    @property
+    def digest(self) -> bytes | None:
+        """Digest of the plain bytes, None if not known."""
+
+    @property
+    def crc32(self) -> int | None:
+        """CRC-32C of the plain bytes, None if not known."""
+
+
+_STATUS: Final = tuple(Status)
+_SAVED: Final = Decoded(Status.SAVED, 0)
+
+
+def decode_to_file(
+    stored: Buffer,
+    stored_offset: int,
+    chunks: Sequence[ChunkRecord],
+    codec: int,
+    digester: int,
+    fd: int,
+) -> list[Decoded]:
+    """Decode and check each chunk and write its plain bytes to `fd` at its uncompressed_offset.
+
+    `stored` holds the blob's bytes from `stored_offset` on. One result per chunk, in order; a chunk
+    that fails leaves the others alone and nothing of itself in the file. A known digest and a known CRC
+    are both checked (spec blob §6.3). No copy of raw chunks, one of the others.
+    """
+    source, records, results = _bytes(stored), _pack(chunks), bytearray(_RESULT.size * len(chunks))
+    failed = lib.nd_decode_to_file(
+        source,
+        len(source),
+        stored_offset,
+        records,
+        len(chunks),
+        codec,
+        digester,
+        fd,
+        ffi.from_buffer("nd_result[]", results, require_writable=True),
+    )
+    return _unpack(failed, results)
+
+
+def decode_to_memory(
+    stored: Buffer,
+    stored_offset: int,
+    chunks: Sequence[ChunkRecord],
+    codec: int,
+    digester: int,
+    target: WritableBuffer,
+    target_offset: int,
+) -> list[Decoded]:
+    """Do the same into `target`, whose first byte has the plain address `target_offset`.
+
+    The range of a chunk that fails its checks holds zeros afterwards. No copy but of raw chunks.
+    """
+    source, records, results = _bytes(stored), _pack(chunks), bytearray(_RESULT.size * len(chunks))
+    room = ffi.from_buffer("uint8_t[]", target, require_writable=True)
+    failed = lib.nd_decode_to_memory(
+        source,
+        len(source),
+        stored_offset,
+        records,
+        len(chunks),
+        codec,
+        digester,
+        room,
+        len(room),
+        target_offset,
+        ffi.from_buffer("nd_result[]", results, require_writable=True),
+    )
+    return _unpack(failed, results)
+
+
+def verify_file(fd: int, chunks: Sequence[ChunkRecord], digester: int) -> list[Decoded]:
+    """Check plain bytes that are in a cache file already; SAVED = right.
+
+    A chunk with neither digest nor CRC is right if it can be read.
+    """
+    records, results = _pack(chunks), bytearray(_RESULT.size * len(chunks))
+    failed = lib.nd_verify_file(
+        fd,
+        records,
+        len(chunks),
+        digester,
+        ffi.from_buffer("nd_result[]", results, require_writable=True),
+    )
+    return _unpack(failed, results)
+
+
+def digest(digester: int, data: Buffer) -> bytes:
+    """Return the 32-byte digest of `data` (BLAKE3: about 4 GB/s with AVX2)."""
+    source, result = _bytes(data), bytearray(DIGEST_BYTES)
+    room = ffi.from_buffer("uint8_t[]", result, require_writable=True)
+    _check_started(lib.nd_digest(digester, source, len(source), room))
+    return bytes(result)
+
+
+def crc32c(data: Buffer) -> int:
+    """Return the CRC-32C of `data` (spec blob §6.3)."""
+    source = _bytes(data)
+    return lib.nd_crc32c(source, len(source))
+
+
+def compress(codec: int, data: Buffer, level: int = 0) -> bytes | None:
+    """Return `data` as a chunk of lz4_block or zstd, None if that would not be smaller.
+
+    level 0: the codec's default. Raises ValueError for a codec that is not written here.
+    """
+    if codec not in (1, 3):  # Codec.LZ4_BLOCK, Codec.ZSTD
+        raise ValueError(f"codec {codec} cannot be written")
+    source = _bytes(data)
+    capacity = max(len(source) - 1, 0)
+    target = bytearray(capacity)
+    room = ffi.from_buffer("uint8_t[]", target, require_writable=True)
+    size = lib.nd_compress(codec, level, source, len(source), room, capacity)
+    return bytes(memoryview(target)[:size]) if size else None
+
+
+def mark_ready(
+    chunk_map: WritableBuffer, base: int, chunk_count: int, indices: Sequence[int]
+) -> int:
+    """Set the bits of `indices` and return how many were newly set (spec blobcache §3).
+
+    `chunk_map` is the mapped file, `base` the byte offset of its bitmap (4096). Atomic for each bit,
+    among threads and processes. Raises FormatError, with no bit set, if the map is too short or an
+    index not below chunk_count.
+    """
+    try:
+        numbers = array("I", indices)
+    except OverflowError:
+        raise FormatError("chunk_index", "outside 32 bits", _below(chunk_count)) from None
+    with _bitmap(chunk_map, base, chunk_count, require_writable=True) as bits:
+        fresh = lib.nd_map_mark(
+            bits,
+            len(bits),
+            chunk_count,
+            ffi.from_buffer("uint32_t[]", memoryview(numbers)),
+            len(numbers),
+        )
+    if fresh < 0:
+        raise FormatError("chunk_index", max(indices), _below(chunk_count))
+    return fresh
+
+
+def is_ready(chunk_map: Buffer, base: int, chunk_count: int, index: int) -> bool:
+    """Return chunk `index`'s bit. Raises FormatError if there is no such bit."""
+    if not 0 <= index < chunk_count:
+        raise FormatError("chunk_index", index, _below(chunk_count))
+    with _bitmap(chunk_map, base, chunk_count) as bits:
+        return lib.nd_map_is_ready(bits, len(bits), chunk_count, index) == 1
+
+
+def count_ready(chunk_map: Buffer, base: int, chunk_count: int) -> int:
+    """Return how many of the chunk_count bits are set; padding bits behind them do not count."""
+    with _bitmap(chunk_map, base, chunk_count) as bits:
+        return lib.nd_map_count_ready(bits, len(bits), chunk_count)
+
+
+def next_absent(chunk_map: Buffer, base: int, chunk_count: int, start: int) -> int | None:
+    """Return the first chunk at or behind `start` whose bit is clear, None if all are set."""
+    if start >= chunk_count:
+        return None
+    with _bitmap(chunk_map, base, chunk_count) as bits:
+        found = lib.nd_map_next_absent(bits, len(bits), chunk_count, max(start, 0))
+    return found if found < chunk_count else None
+
+
+def _bytes(data: Buffer) -> "CData":
+    return ffi.from_buffer("uint8_t[]", data)
+
+
+def _bitmap(
+    chunk_map: Buffer, base: int, chunk_count: int, *, require_writable: bool = False
+) -> "CData":
+    """Return the bitmap's bytes, to be let go by `with`: a mapping cannot be closed before.
+
+    Raises FormatError if the map does not hold them.
+    """
+    needed = (chunk_count + 7) // 8
+    with memoryview(chunk_map) as view, view.cast("B") as octets:
+        if base < 0 or chunk_count < 0 or base + needed > len(octets):
+            rule = f"must be at least {base} + {needed} for {chunk_count} chunks"
+            raise FormatError("chunk map size", len(octets), rule)
+        return ffi.from_buffer("uint8_t[]", octets[base : base + needed], require_writable)
+
+
+def _below(chunk_count: int) -> str:
+    return f"must be below chunk_count {chunk_count}"
+
+
+def _pack(chunks: Sequence[ChunkRecord]) -> "CData":
+    """Return chunks as nd_chunk[]. Raises FormatError if one of them does not fit its fields."""
+    packed = bytearray(_CHUNK.size * len(chunks))
+    for number, chunk in enumerate(chunks):
+        flags = _COMPRESSED if chunk.is_compressed else 0
+        known_digest, crc = chunk.digest, chunk.crc32
+        if known_digest is None:
+            known_digest = b""
+        elif len(known_digest) == DIGEST_BYTES:
+            flags |= _HAS_DIGEST
+        else:
+            raise FormatError("digest size", len(known_digest), f"must be {DIGEST_BYTES}")
+        if crc is None:
+            crc = 0
+        else:
+            flags |= _HAS_CRC
+        try:
+            _CHUNK.pack_into(
+                packed,
+                number * _CHUNK.size,
+                chunk.compressed_offset,
+                chunk.uncompressed_offset,
+                chunk.compressed_size,
+                chunk.uncompressed_size,
+                flags,
+                crc,
+                known_digest,
+            )
+        except struct.error:
+            rule = "needs offsets of 64 bits, sizes and CRC of 32, none negative"
+            raise FormatError("chunk", chunk, rule) from None
+    return ffi.from_buffer("nd_chunk[]", packed)
+
+
+def _unpack(failed: int, results: bytearray) -> list[Decoded]:
+    """Return a run's results; `failed` is the return code of native/decode.h."""
+    _check_started(failed)
+    if failed == 0:
+        return [_SAVED] * (len(results) // _RESULT.size)
+    return [Decoded(_STATUS[status], error) for status, error in _RESULT.iter_unpack(results)]
+
+
+def _check_started(code: int) -> None:
+    if code == -errno.ENOMEM:
+        raise MemoryError
+    if code < 0:
+        raise ValueError("unknown codec or digester")

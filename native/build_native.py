@@ -1,0 +1,75 @@
+"""Builds `nydusd._native` from the C files beside it (cffi, API mode).
+
+Run by setup.py. cffi compiles what `set_source` includes, so the declarations below are checked
+against the headers by the compiler: a wrong type or struct layout does not build.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent if "__file__" in globals() else Path("native")
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+
+ffibuilder = FFI()
+ffibuilder.cdef(
+    """
+    typedef struct {
+        uint64_t compressed_offset;
+        uint64_t uncompressed_offset;
+        uint32_t compressed_size;
+        uint32_t uncompressed_size;
+        uint32_t flags;
+        uint32_t crc32;
+        uint8_t digest[32];
+    } nd_chunk;
+
+    typedef struct {
+        int32_t status;
+        int32_t error;
+    } nd_result;
+
+    int nd_decode_to_file(const uint8_t *stored, size_t stored_length, uint64_t stored_offset,
+                          const nd_chunk *chunks, size_t count, uint32_t codec, uint32_t digester,
+                          int fd, nd_result *results);
+    int nd_decode_to_memory(const uint8_t *stored, size_t stored_length, uint64_t stored_offset,
+                            const nd_chunk *chunks, size_t count, uint32_t codec, uint32_t digester,
+                            uint8_t *target, size_t target_length, uint64_t target_offset,
+                            nd_result *results);
+    int nd_verify_file(int fd, const nd_chunk *chunks, size_t count, uint32_t digester,
+                       nd_result *results);
+
+    int nd_digest(uint32_t digester, const uint8_t *data, size_t length, uint8_t digest[32]);
+    uint32_t nd_crc32c(const uint8_t *data, size_t length);
+
+    int64_t nd_map_mark(uint8_t *bits, size_t length, uint64_t count, const uint32_t *indices,
+                        size_t number);
+    int64_t nd_map_is_ready(const uint8_t *bits, size_t length, uint64_t count, uint64_t index);
+    int64_t nd_map_count_ready(const uint8_t *bits, size_t length, uint64_t count);
+    int64_t nd_map_next_absent(const uint8_t *bits, size_t length, uint64_t count, uint64_t start);
+
+    size_t nd_compress(uint32_t codec, int level, const uint8_t *source, size_t source_length,
+                       uint8_t *target, size_t capacity);
+    """
+)
+ffibuilder.set_source(
+    "nydusd._native",
+    """
+    /* cffi's own wrappers take a `self` that they do not use. */
+    #pragma GCC diagnostic ignored "-Wunused-parameter"
+    #include "chunk_map.h"
+    #include "codec.h"
+    #include "crc32c.h"
+    #include "decode.h"
+    #include "digest.h"
+    """,
+    # Relative to setup.py's folder, as setuptools wants them.
+    sources=sorted(f"native/{path.name}" for path in HERE.glob("*.c")),
+    depends=sorted(f"native/{path.name}" for path in HERE.glob("*.h")),
+    include_dirs=["native"],
+    libraries=["lz4", "z", "zstd", "crypto"],
+    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", *WARNINGS],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,118 @@
+/* CRC-32C: by the processor's own instruction where it has one, else by eight tables at once. */
+#include "crc32c.h"
+
+#include "bytes.h"
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <arm_acle.h>
+#include <sys/auxv.h>
+#endif
+
+/* A table maps a byte to the CRC of that byte followed by k zero bytes. The map is linear, so the
+ * 256 entries follow from the eight of the single bits, at compile time. */
+#define ENTRY(n, b0, b1, b2, b3, b4, b5, b6, b7)                                          \
+    (((n) & 1 ? b0 : 0) ^ ((n) & 2 ? b1 : 0) ^ ((n) & 4 ? b2 : 0) ^ ((n) & 8 ? b3 : 0) ^  \
+     ((n) & 16 ? b4 : 0) ^ ((n) & 32 ? b5 : 0) ^ ((n) & 64 ? b6 : 0) ^ ((n) & 128 ? b7 : 0))
+#define ENTRIES_4(n, ...)                                                                 \
+    ENTRY(n, __VA_ARGS__), ENTRY((n) + 1, __VA_ARGS__), ENTRY((n) + 2, __VA_ARGS__),      \
+        ENTRY((n) + 3, __VA_ARGS__)
+#define ENTRIES_16(n, ...)                                                                \
+    ENTRIES_4(n, __VA_ARGS__), ENTRIES_4((n) + 4, __VA_ARGS__),                           \
+        ENTRIES_4((n) + 8, __VA_ARGS__), ENTRIES_4((n) + 12, __VA_ARGS__)
+#define ENTRIES_64(n, ...)                                                                \
+    ENTRIES_16(n, __VA_ARGS__), ENTRIES_16((n) + 16, __VA_ARGS__),                        \
+        ENTRIES_16((n) + 32, __VA_ARGS__), ENTRIES_16((n) + 48, __VA_ARGS__)
+#define ENTRIES_256(...)                                                                  \
+    {                                                                                     \
+        ENTRIES_64(0, __VA_ARGS__), ENTRIES_64(64, __VA_ARGS__),                          \
+            ENTRIES_64(128, __VA_ARGS__), ENTRIES_64(192, __VA_ARGS__)                    \
+    }
+
+static const uint32_t TABLE[8][256] = {
+    ENTRIES_256(0xf26b8303, 0xe13b70f7, 0xc79a971f, 0x8ad958cf,
+                0x105ec76f, 0x20bd8ede, 0x417b1dbc, 0x82f63b78),
+    ENTRIES_256(0x13a29877, 0x274530ee, 0x4e8a61dc, 0x9d14c3b8,
+                0x3fc5f181, 0x7f8be302, 0xff17c604, 0xfbc3faf9),
+    ENTRIES_256(0xa541927e, 0x4f6f520d, 0x9edea41a, 0x38513ec5,
+                0x70a27d8a, 0xe144fb14, 0xc76580d9, 0x8b277743),
+    ENTRIES_256(0xdd45aab8, 0xbf672381, 0x7b2231f3, 0xf64463e6,
+                0xe964b13d, 0xd725148b, 0xaba65fe7, 0x52a0c93f),
+    ENTRIES_256(0x38116fac, 0x7022df58, 0xe045beb0, 0xc5670b91,
+                0x8f2261d3, 0x1ba8b557, 0x37516aae, 0x6ea2d55c),
+    ENTRIES_256(0xef306b19, 0xdb8ca0c3, 0xb2f53777, 0x6006181f,
+                0xc00c303e, 0x85f4168d, 0x0e045beb, 0x1c08b7d6),
+    ENTRIES_256(0x68032cc8, 0xd0065990, 0xa5e0c5d1, 0x4e2dfd53,
+                0x9c5bfaa6, 0x3d5b83bd, 0x7ab7077a, 0xf56e0ef4),
+    ENTRIES_256(0x493c7d27, 0x9278fa4e, 0x211d826d, 0x423b04da,
+                0x847609b4, 0x0d006599, 0x1a00cb32, 0x34019664),
+};
+
+uint32_t nd_crc32c_by_table(const uint8_t *data, size_t length)
+{
+    uint32_t crc = ~0U;
+    for (; length >= 8; data += 8, length -= 8) {
+        uint32_t low = nd_load32(data) ^ crc, high = nd_load32(data + 4);
+        crc = TABLE[7][low & 0xff] ^ TABLE[6][low >> 8 & 0xff] ^ TABLE[5][low >> 16 & 0xff] ^
+              TABLE[4][low >> 24] ^ TABLE[3][high & 0xff] ^ TABLE[2][high >> 8 & 0xff] ^
+              TABLE[1][high >> 16 & 0xff] ^ TABLE[0][high >> 24];
+    }
+    for (; length > 0; data++, length--)
+        crc = TABLE[0][(crc ^ *data) & 0xff] ^ crc >> 8;
+    return ~crc;
+}
+
+#if defined(__x86_64__)
+
+__attribute__((target("sse4.2"))) static uint32_t crc32c_by_instruction(const uint8_t *data,
+                                                                        size_t length)
+{
+    uint64_t crc = ~0U;
+    for (; length >= 8; data += 8, length -= 8)
+        crc = _mm_crc32_u64(crc, nd_load64(data));
+    for (; length > 0; data++, length--)
+        crc = _mm_crc32_u8((uint32_t)crc, *data);
+    return ~(uint32_t)crc;
+}
+
+static int has_instruction(void)
+{
+    return __builtin_cpu_supports("sse4.2");
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+__attribute__((target("+crc"))) static uint32_t crc32c_by_instruction(const uint8_t *data,
+                                                                      size_t length)
+{
+    uint32_t crc = ~0U;
+    for (; length >= 8; data += 8, length -= 8)
+        crc = __crc32cd(crc, nd_load64(data));
+    for (; length > 0; data++, length--)
+        crc = __crc32cb(crc, *data);
+    return ~crc;
+}
+
+static int has_instruction(void)
+{
+    const unsigned long crc32_capability = 1UL << 7; /* HWCAP_CRC32 of <asm/hwcap.h> */
+    return (getauxval(AT_HWCAP) & crc32_capability) != 0;
+}
+
+#else
+
+#define crc32c_by_instruction nd_crc32c_by_table
+
+static int has_instruction(void)
+{
+    return 0;
+}
+
+#endif
+
+uint32_t nd_crc32c(const uint8_t *data, size_t length)
+{
+    return has_instruction() ? crc32c_by_instruction(data, length)
+                             : nd_crc32c_by_table(data, length);
+}

@@ -1,0 +1,71 @@
+# Types of the cffi module, as far as nydusd/native.py uses it. The C side is native/*.h.
+
+from mmap import mmap
+from typing import Self
+
+# A C array over memory that a Python object owns; it keeps that object's buffer exported.
+class CData:
+    def __len__(self) -> int: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+class _FFI:
+    def from_buffer(
+        self,
+        cdecl: str,
+        python_buffer: bytes | bytearray | memoryview | mmap,
+        require_writable: bool = False,
+    ) -> CData: ...
+    def sizeof(self, cdecl: str) -> int: ...
+    def offsetof(self, cdecl: str, field: str) -> int: ...
+
+class _Lib:
+    def nd_decode_to_file(
+        self,
+        stored: CData,
+        stored_length: int,
+        stored_offset: int,
+        chunks: CData,
+        count: int,
+        codec: int,
+        digester: int,
+        fd: int,
+        results: CData,
+    ) -> int: ...
+    def nd_decode_to_memory(
+        self,
+        stored: CData,
+        stored_length: int,
+        stored_offset: int,
+        chunks: CData,
+        count: int,
+        codec: int,
+        digester: int,
+        target: CData,
+        target_length: int,
+        target_offset: int,
+        results: CData,
+    ) -> int: ...
+    def nd_verify_file(
+        self, fd: int, chunks: CData, count: int, digester: int, results: CData
+    ) -> int: ...
+    def nd_digest(self, digester: int, data: CData, length: int, digest: CData) -> int: ...
+    def nd_crc32c(self, data: CData, length: int) -> int: ...
+    def nd_map_mark(
+        self, bits: CData, length: int, count: int, indices: CData, number: int
+    ) -> int: ...
+    def nd_map_is_ready(self, bits: CData, length: int, count: int, index: int) -> int: ...
+    def nd_map_count_ready(self, bits: CData, length: int, count: int) -> int: ...
+    def nd_map_next_absent(self, bits: CData, length: int, count: int, start: int) -> int: ...
+    def nd_compress(
+        self,
+        codec: int,
+        level: int,
+        source: CData,
+        source_length: int,
+        target: CData,
+        capacity: int,
+    ) -> int: ...
+
+ffi: _FFI
+lib: _Lib
