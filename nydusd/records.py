@@ -12,6 +12,7 @@ into one precompiled little-endian struct, with pads for the gaps, and refuses o
 """
 
 import struct
+from mmap import mmap
 from typing import (
     Annotated,
     Any,
@@ -26,7 +27,7 @@ from typing import (
 from nydusd.errors import FormatError
 
 T = TypeVar("T", bound=NamedTuple)
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | mmap
 
 
 class At(NamedTuple):
