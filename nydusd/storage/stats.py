@@ -78,3 +78,32 @@ class CacheStats:
     prefetch_end_ms: int = 0  # never before prefetch_begin_ms (spec api §7)
     buffered_bytes: int = 0  # decoded but not yet in the cache; goes up and down
     data_all_ready: bool = False
+
+    def count_fetched(self, stored_bytes: int, priority: int) -> None:
+        """Count bytes fetched, by who asked (a `Priority`: demand, readahead, prefetch)."""
+        if priority == 0:
+            self.demand_bytes += stored_bytes
+        elif priority == 1:
+            self.readahead_bytes += stored_bytes
+        else:
+            self.prefetch_bytes += stored_bytes
+
+    def add(self, other: "CacheStats") -> None:
+        """Add another cache's counters to these: sums, lists joined, begin earliest and end latest."""
+        self.underlying_files += [
+            f for f in other.underlying_files if f not in self.underlying_files
+        ]
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_SUMMED: Final = (
+    "total",
+    "partial_hits",
+    "whole_hits",
+    "entries_count",
+    "demand_bytes",
+    "readahead_bytes",
+    "prefetch_bytes",
+    "buffered_bytes",
+)

@@ -1,0 +1,152 @@
+"""One blob's files in the cache directory: data file and chunk map, opened together (spec blobcache §2).
+
+Owns     the descriptor of `<id>.blob.data` and its ChunkMap.
+Callers  any task. `read_now` never blocks on a disk; `read` may and belongs in a worker thread.
+Raises   ConfigError if the directory cannot be used at all. A file that is foreign is replaced under a
+         new inode, so that another daemon that has the old one open is not disturbed; a disk that is
+         full or read-only gives a cache without files (`open_cache_file` returns None).
+
+The data file is sparse: chunks lie at their uncompressed offsets, nothing is written between them.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from nydusd.storage.cache.chunk_map import ChunkMap
+
+log = logging.getLogger(__name__)
+
+DATA_SUFFIX: Final = ".blob.data"
+MAP_SUFFIX: Final = ".blob.data.chunk_map"
+RAW_SUFFIX: Final = ".blob.raw"
+META_SUFFIX: Final = ".blob.meta"
+TOC_SUFFIX: Final = ".blob.toc"
+DIGEST_SUFFIX: Final = ".blob.digest"
+BOOT_SUFFIX: Final = ".image.boot"
+
+OPEN_LOCK_TRIES: Final = 50
+OPEN_LOCK_PAUSE_S: Final = 0.01  # another opener holds the lock for a few file operations
+
+
+class CacheFile:
+    """The data file of one blob and the map of what is in it."""
+
+    def __init__(self, path: Path, fd: int, size_bytes: int, chunk_map: ChunkMap) -> None:
+        """Take over `fd` and `chunk_map`. Use `open_cache_file`."""
+        self.path = path
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self.map = chunk_map
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """Return bytes [offset, offset + length) if the page cache has them all, else None."""
+        buffer = bytearray(length)
+        try:
+            got = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as exc:
+            if exc.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
+        return bytes(buffer) if got == length else None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes [offset, offset + length), fewer only if somebody truncated the file."""
+        data = os.pread(self.fd, length, offset)
+        if len(data) in (0, length):
+            return data
+        pieces = [data]  # a read that a signal or the kernel's 2 GiB limit cut short goes on
+        while data and (got := sum(map(len, pieces))) < length:
+            pieces.append(data := os.pread(self.fd, length - got, offset + got))
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Close both files. Readers under way in threads must have ended."""
+        self.map.close()
+        os.close(self.fd)
+
+
+def open_cache_file(
+    directory: Path, blob_id: str, size_bytes: int, chunk_count: int, *, indexed: bool
+) -> CacheFile | None:
+    """Open or create the data file and map of a blob; None if the disk does not let us.
+
+    size_bytes: of the plain address space; the file is made that long, sparse. indexed: False keeps the
+    map in memory (v5 without chunk counts, spec blobcache §3 "Digest map").
+
+    The map is trusted only if the data file was there in full before: bits that outlive a removed data
+    file, or that speak of a `.blob.raw` beside it (spec blobcache §2), would serve zeros.
+    """
+    path = directory / f"{blob_id}{DATA_SUFFIX}"
+    try:
+        fd, was_whole = _open_data(path, size_bytes)
+    except OSError as exc:
+        log.warning("blob is not cached on disk: file=%s reason=%s", path, exc.strerror)
+        return None
+    if indexed:
+        trusted = was_whole and not (directory / f"{blob_id}{RAW_SUFFIX}").exists()
+        chunk_map = ChunkMap.open(
+            directory / f"{blob_id}{MAP_SUFFIX}", chunk_count, trusted=trusted
+        )
+    else:
+        chunk_map = ChunkMap.in_memory(chunk_count)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return CacheFile(path, fd, size_bytes, chunk_map)
+
+
+def _open_data(path: Path, size_bytes: int) -> tuple[int, bool]:
+    """Return a locked descriptor of the data file at full size, and whether it held data of that size."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(fd)
+            status = os.fstat(fd)
+            if not status.st_nlink:  # removed between our open and our lock
+                os.close(fd)
+                continue
+            if status.st_size > size_bytes:
+                log.warning(
+                    "cache file replaced, it is not of this blob: file=%s size=%d expected=%d",
+                    path,
+                    status.st_size,
+                    size_bytes,
+                )
+                path.unlink()
+                os.close(fd)
+                continue
+            if status.st_size < size_bytes:
+                os.ftruncate(fd, size_bytes)
+        except OSError:
+            os.close(fd)
+            raise
+        # A file without a single block holds no chunk, whatever a map says.
+        return fd, status.st_size == size_bytes and (status.st_blocks > 0 or size_bytes == 0)
+
+
+def _lock(fd: int) -> None:
+    """Keep other openers out while the file is sized. Not for long, and not if a stranger holds it."""
+    for _ in range(OPEN_LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(OPEN_LOCK_PAUSE_S)
+        else:
+            return
+    log.warning("cache file is locked by another process, going on without the lock: fd=%d", fd)
+
+
+def replace_file(path: Path, parts: list[bytes]) -> None:
+    """Write a side file whole or not at all: temporary name, fsync, rename. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

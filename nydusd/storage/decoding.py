@@ -1,0 +1,126 @@
+"""From stored bytes to plain, checked ones, in a worker thread (design §4 Trust).
+
+Every chunk that carries a digest or CRC is checked here, before its ready bit is set; nothing turns it off.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nydusd import native
+from nydusd.blob.model import BlobInfo, Chunk
+from nydusd.errors import IntegrityError, NydusError
+from nydusd.records import Buffer
+from nydusd.storage.cache.files import CacheFile
+from nydusd.storage.threads import Workers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What became of the chunks of one backend read; each is in exactly one of the first three."""
+
+    saved: list[int] = field(default_factory=list)  # in the cache file, not marked yet
+    plain: dict[int, Buffer] = field(default_factory=dict)  # right, but in memory only
+    errors: dict[int, NydusError] = field(default_factory=dict)
+    write_error: str | None = None  # why chunks are in memory only
+
+
+class Decoder:
+    """Decodes runs of chunks of one blob."""
+
+    def __init__(self, info: BlobInfo, workers: Workers) -> None:
+        """`info` names codec and digest algorithm."""
+        self._info = info
+        self._workers = workers
+
+    async def decode(
+        self, stored: Buffer, offset: int, chunks: Sequence[Chunk], file: CacheFile | None
+    ) -> Decoded:
+        """Decode and check `chunks` out of the stored bytes that begin at blob offset `offset`.
+
+        They are written to `file`; without one, or where the disk refuses, they are kept in memory.
+        """
+        outcome = Decoded()
+        unsaved: Sequence[Chunk] = chunks
+        if file is not None:
+            unsaved = await self._to_file(stored, offset, chunks, file, outcome)
+        for chunk in unsaved:
+            await self._to_memory(stored, offset, chunk, outcome)
+        return outcome
+
+    async def _to_file(
+        self,
+        stored: Buffer,
+        offset: int,
+        chunks: Sequence[Chunk],
+        file: CacheFile,
+        outcome: Decoded,
+    ) -> list[Chunk]:
+        results = await self._workers.run(
+            native.decode_to_file,
+            stored,
+            offset,
+            chunks,
+            int(self._info.codec),
+            int(self._info.digester),
+            file.fd,
+        )
+        unsaved: list[Chunk] = []
+        for chunk, result in zip(chunks, results, strict=True):
+            if result.status is native.Status.SAVED:
+                outcome.saved.append(chunk.chunk_index)
+            elif result.status is native.Status.UNSAVED:
+                unsaved.append(chunk)
+                outcome.write_error = os.strerror(result.errno)
+            else:
+                outcome.errors[chunk.chunk_index] = self._broken(chunk, result.status)
+        return unsaved
+
+    async def _to_memory(self, stored: Buffer, offset: int, chunk: Chunk, outcome: Decoded) -> None:
+        plain = bytearray(chunk.uncompressed_size)
+        (result,) = await self._workers.run(
+            native.decode_to_memory,
+            stored,
+            offset,
+            (chunk,),
+            int(self._info.codec),
+            int(self._info.digester),
+            plain,
+            chunk.uncompressed_offset,
+        )
+        if result.status is native.Status.SAVED:
+            outcome.plain[chunk.chunk_index] = plain
+        else:
+            outcome.errors[chunk.chunk_index] = self._broken(chunk, result.status)
+
+    async def verify(self, chunks: Sequence[Chunk], file: CacheFile) -> set[int]:
+        """Return the indices of those chunks that the cache file holds right."""
+        results = await self._workers.run(
+            native.verify_file, file.fd, chunks, int(self._info.digester)
+        )
+        right: set[int] = set()
+        for chunk, result in zip(chunks, results, strict=True):
+            if result.status is native.Status.SAVED:
+                right.add(chunk.chunk_index)
+            else:
+                log.warning(
+                    "cached chunk is damaged, fetched again: blob=%s chunk=%d check=%s",
+                    self._info.blob_id,
+                    chunk.chunk_index,
+                    result.status.name,
+                )
+        return right
+
+    def _broken(self, chunk: Chunk, status: native.Status) -> NydusError:
+        """Return the error for a chunk whose stored bytes are not what the image says."""
+        what = {
+            native.Status.DIGEST_MISMATCH: f"digest differs from {(chunk.digest or b'').hex()}",
+            native.Status.CRC_MISMATCH: f"CRC-32C differs from {chunk.crc32 or 0:#010x}",
+        }.get(status, f"{self._info.codec.name.lower()} data does not decode to its size")
+        return IntegrityError(
+            f"blob {self._info.blob_id}: chunk {chunk.chunk_index} at {chunk.compressed_offset}"
+            f"+{chunk.compressed_size}: {what}"
+        )

@@ -1,0 +1,53 @@
+"""Bootstraps that lie inside a data blob: fetched from the blob's tail, kept beside the cache (spec blob §3).
+
+The path given as bootstrap then *names* the blob: its file name up to the first dot is the blob id.
+"""
+
+import logging
+from pathlib import Path
+
+from nydusd.blob.inline import extract_bootstrap, find_bootstrap, tail_range, within_tail
+from nydusd.errors import FormatError, NotFoundError
+from nydusd.rafs.bootstrap import open_bootstrap, open_bootstrap_bytes
+from nydusd.rafs.model import Bootstrap
+from nydusd.storage.backend.base import Backend
+from nydusd.storage.cache.files import BOOT_SUFFIX, replace_file
+from nydusd.storage.threads import Workers
+
+log = logging.getLogger(__name__)
+
+
+async def extract_inline_bootstrap(
+    path: Path, backend: Backend, directory: Path | None, workers: Workers, reason: FormatError
+) -> Bootstrap:
+    """Return the bootstrap inside blob `path.name`; from `<id>.image.boot` if an earlier mount left it.
+
+    reason: why `path` itself is no bootstrap; raised again if the blob holds none either. Needs the
+    backend once; the extracted file is written aside and renamed.
+    """
+    blob_id = path.name.split(".")[0]
+    kept = directory / f"{blob_id}{BOOT_SUFFIX}" if directory is not None else None
+    if kept is not None and kept.exists():
+        try:
+            return open_bootstrap(kept, extracted_from=blob_id)
+        except FormatError as exc:
+            log.warning("extracted bootstrap is fetched again: file=%s reason=%s", kept, exc)
+    size = await backend.size(blob_id)
+    tail_at = tail_range(size)
+    tail = await backend.read(blob_id, tail_at.offset, tail_at.length)
+    try:
+        segment = find_bootstrap(tail, size, blob_id)
+    except NotFoundError as exc:
+        raise reason from exc
+    stored = within_tail(tail, size, segment)
+    if stored is None:
+        stored = await backend.read(blob_id, segment.offset, segment.compressed_size)
+    plain = await workers.run(extract_bootstrap, stored, segment, blob_id)
+    if kept is not None:
+        try:
+            await workers.run(replace_file, kept, [plain])
+        except OSError as exc:
+            log.warning("bootstrap kept in memory only: file=%s reason=%s", kept, exc.strerror)
+        else:
+            return open_bootstrap(kept, extracted_from=blob_id)
+    return open_bootstrap_bytes(plain, blob_id)
