@@ -29,6 +29,11 @@ ffibuilder.cdef(
         int32_t error;
     } nd_result;
 
+    typedef struct {
+        uint32_t chunk_count;
+        uint32_t malformed_inodes;
+    } nd_v5_walk;
+
     int nd_decode_to_file(const uint8_t *stored, size_t stored_length, uint64_t stored_offset,
                           const nd_chunk *chunks, size_t count, uint32_t codec, uint32_t digester,
                           int fd, nd_result *results);
@@ -48,6 +53,15 @@ ffibuilder.cdef(
     int64_t nd_map_count_ready(const uint8_t *bits, size_t length, uint64_t count);
     int64_t nd_map_next_absent(const uint8_t *bits, size_t length, uint64_t count, uint64_t start);
 
+    int nd_index_chunk_table(const uint8_t *bootstrap, size_t length, uint64_t offset,
+                             uint64_t size, uint32_t blob_index, uint32_t *records,
+                             size_t chunk_count);
+    int nd_index_v5_chunks(const uint8_t *bootstrap, size_t length, uint64_t table_offset,
+                           uint64_t entries, uint32_t blob_index, uint32_t *records,
+                           size_t chunk_count, nd_v5_walk *walk);
+
+    int nd_decompress_once(uint32_t codec, const uint8_t *source, size_t source_length,
+                           uint8_t *target, size_t target_length);
     size_t nd_compress(uint32_t codec, int level, const uint8_t *source, size_t source_length,
                        uint8_t *target, size_t capacity);
     """
@@ -57,6 +71,7 @@ ffibuilder.set_source(
     """
     /* cffi's own wrappers take a `self` that they do not use. */
     #pragma GCC diagnostic ignored "-Wunused-parameter"
+    #include "bootstrap_index.h"
     #include "chunk_map.h"
     #include "codec.h"
     #include "crc32c.h"

@@ -88,6 +88,15 @@ void nd_codec_free(struct nd_codec_state *state)
     *state = (struct nd_codec_state){0};
 }
 
+int nd_decompress_once(uint32_t codec, const uint8_t *source, size_t source_length,
+                       uint8_t *target, size_t target_length)
+{
+    struct nd_codec_state state = {0};
+    bool done = nd_decompress(&state, codec, source, source_length, target, target_length);
+    nd_codec_free(&state);
+    return done;
+}
+
 static size_t compress_lz4(int level, const uint8_t *source, size_t source_length, uint8_t *target,
                            size_t capacity)
 {

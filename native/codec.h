@@ -25,6 +25,10 @@ bool nd_decompress(struct nd_codec_state *state, uint32_t codec, const uint8_t *
 
 void nd_codec_free(struct nd_codec_state *state);
 
+/* The same once, with no state of the caller's: 1, or 0 where nd_decompress() is false. */
+int nd_decompress_once(uint32_t codec, const uint8_t *source, size_t source_length,
+                       uint8_t *target, size_t target_length);
+
 /* Encode `source`; the encoded size, or 0 if it does not fit in `capacity` (or cannot be encoded).
  *
  * Codecs ND_LZ4_BLOCK and ND_ZSTD. Level 0 is the codec's own default; lz4 levels above are LZ4HC's.

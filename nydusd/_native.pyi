@@ -1,5 +1,6 @@
 # Types of the cffi module, as far as nydusd/native.py uses it. The C side is native/*.h.
 
+from collections.abc import Callable
 from mmap import mmap
 from typing import Self
 
@@ -16,6 +17,9 @@ class _FFI:
         python_buffer: bytes | bytearray | memoryview | mmap,
         require_writable: bool = False,
     ) -> CData: ...
+    # cffi returns a `buffer` object; a slice of it is bytes.
+    def buffer(self, cdata: CData, size: int = -1) -> memoryview: ...
+    def new_allocator(self, *, should_clear_after_alloc: bool) -> Callable[[str, int], CData]: ...
     def sizeof(self, cdecl: str) -> int: ...
     def offsetof(self, cdecl: str, field: str) -> int: ...
 
@@ -57,6 +61,35 @@ class _Lib:
     def nd_map_is_ready(self, bits: CData, length: int, count: int, index: int) -> int: ...
     def nd_map_count_ready(self, bits: CData, length: int, count: int) -> int: ...
     def nd_map_next_absent(self, bits: CData, length: int, count: int, start: int) -> int: ...
+    def nd_index_chunk_table(
+        self,
+        bootstrap: CData,
+        length: int,
+        offset: int,
+        size: int,
+        blob_index: int,
+        records: CData,
+        chunk_count: int,
+    ) -> int: ...
+    def nd_index_v5_chunks(
+        self,
+        bootstrap: CData,
+        length: int,
+        table_offset: int,
+        entries: int,
+        blob_index: int,
+        records: CData,
+        chunk_count: int,
+        walk: CData,
+    ) -> int: ...
+    def nd_decompress_once(
+        self,
+        codec: int,
+        source: CData,
+        source_length: int,
+        target: CData,
+        target_length: int,
+    ) -> int: ...
     def nd_compress(
         self,
         codec: int,

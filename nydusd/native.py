@@ -27,12 +27,15 @@ if TYPE_CHECKING:  # cffi's own class has no name that could be imported
     from nydusd._native import CData
 
 DIGEST_BYTES: Final = 32
+CHUNK_COUNT_MAX: Final = 1 << 24  # of one blob (spec rafs-v6 §6.1, rafs-v5 §10)
+NO_RECORD: Final = 0xFFFF_FFFF  # in the arrays of index_*: the bootstrap has no such chunk
 
 Buffer = bytes | bytearray | memoryview | mmap
 WritableBuffer = bytearray | memoryview | mmap
 
 _CHUNK: Final = struct.Struct("=QQIIII32s")  # nd_chunk of native/decode.h
 _RESULT: Final = struct.Struct("=ii")  # nd_result
+_V5_WALK: Final = struct.Struct("=II")  # nd_v5_walk
 _COMPRESSED, _HAS_DIGEST, _HAS_CRC = 1, 2, 4  # enum nd_chunk_flag
 
 
@@ -87,6 +90,7 @@ class ChunkRecord(Protocol):
 
 
 _STATUS: Final = tuple(Status)
+_allocate: Final = ffi.new_allocator(should_clear_after_alloc=False)  # pages touched when written
 _SAVED: Final = Decoded(Status.SAVED, 0)
 
 
@@ -188,11 +192,26 @@ def compress(codec: int, data: Buffer, level: int = 0) -> bytes | None:
     if codec not in (1, 3):  # Codec.LZ4_BLOCK, Codec.ZSTD
         raise ValueError(f"codec {codec} cannot be written")
     source = _bytes(data)
-    capacity = max(len(source) - 1, 0)
-    target = bytearray(capacity)
-    room = ffi.from_buffer("uint8_t[]", target, require_writable=True)
-    size = lib.nd_compress(codec, level, source, len(source), room, capacity)
-    return bytes(memoryview(target)[:size]) if size else None
+    capacity = len(source) - 1
+    if capacity <= 0:
+        return None
+    target = _allocate("uint8_t[]", capacity)
+    size = lib.nd_compress(codec, level, source, len(source), target, capacity)
+    return bytes(ffi.buffer(target, size)) if size else None
+
+
+def decompress(codec: int, stored: Buffer, size: int) -> bytes | None:
+    """Return the `size` plain bytes of one compressed run, None if it does not decode to just as many.
+
+    For metadata, checked by the caller, who also bounds `size`; memory is touched only as far as the
+    run decodes. Raises MemoryError if there is none for `size` bytes. One copy.
+    """
+    if size <= 0:
+        return None
+    source, target = _bytes(stored), _allocate("uint8_t[]", size)
+    if lib.nd_decompress_once(codec, source, len(source), target, size) != 1:
+        return None
+    return bytes(ffi.buffer(target, size))
 
 
 def mark_ready(
@@ -242,6 +261,97 @@ def next_absent(chunk_map: Buffer, base: int, chunk_count: int, start: int) -> i
     with _bitmap(chunk_map, base, chunk_count) as bits:
         found = lib.nd_map_next_absent(bits, len(bits), chunk_count, max(start, 0))
     return found if found < chunk_count else None
+
+
+def index_chunk_table(
+    bootstrap: Buffer, offset: int, size: int, blob_index: int, chunk_count: int
+) -> "memoryview[int]":
+    """Return, for each chunk index of a blob, the number of its record in a v6 chunk table.
+
+    The table is `size` bytes at `offset` (spec rafs-v6 §11.2). NO_RECORD: it has none; of several
+    records the first counts. Raises FormatError if the table is not whole records within the file.
+    """
+    _check_chunk_count(chunk_count)
+    with _bytes(bootstrap) as source:
+        records = bytearray(4 * chunk_count)
+        if (
+            offset < 0
+            or not 0 <= size <= len(source) - offset
+            or lib.nd_index_chunk_table(
+                source,
+                len(source),
+                offset,
+                size,
+                blob_index,
+                ffi.from_buffer("uint32_t[]", records, require_writable=True),
+                chunk_count,
+            )
+        ):
+            rule = f"must be whole records within {len(source)} bytes"
+            raise FormatError("chunk table", f"{size} bytes at {offset}", rule)
+    return memoryview(records).cast("I").toreadonly()
+
+
+class V5Walk(NamedTuple):
+    """What a walk over the inodes of a v5 bootstrap met."""
+
+    chunk_count: int  # largest chunk index of the blob + 1; 0: it has no chunk
+    malformed_inodes: int  # passed over, because they or their chunks cross the end of the file
+
+
+def walk_v5_chunks(bootstrap: Buffer, table_offset: int, entries: int, blob_index: int) -> V5Walk:
+    """Return how many chunks a blob has by the inodes of a v5 bootstrap (spec rafs-v5 §4.1, §5, §7).
+
+    Raises FormatError like `index_v5_chunks`.
+    """
+    return _walk_v5(bootstrap, table_offset, entries, blob_index, bytearray())
+
+
+def index_v5_chunks(
+    bootstrap: Buffer, table_offset: int, entries: int, blob_index: int, chunk_count: int = 0
+) -> "memoryview[int]":
+    """Return, for each chunk index of a blob, the offset in the file of a record of it, divided by 8.
+
+    NO_RECORD: there is none; of several records the first in inode order counts. chunk_count 0: not
+    known, found by a walk of its own. Records are not checked, but lie within the file. Raises
+    FormatError if the inode offset table does not, or if inodes overlap so that more chunk records are
+    named than fit in the file.
+    """
+    _check_chunk_count(chunk_count)
+    if chunk_count == 0:
+        chunk_count = walk_v5_chunks(bootstrap, table_offset, entries, blob_index).chunk_count
+    records = bytearray(4 * chunk_count)
+    _walk_v5(bootstrap, table_offset, entries, blob_index, records)
+    return memoryview(records).cast("I").toreadonly()
+
+
+def _walk_v5(
+    bootstrap: Buffer, table_offset: int, entries: int, blob_index: int, records: bytearray
+) -> V5Walk:
+    walk = bytearray(_V5_WALK.size)
+    with _bytes(bootstrap) as source:
+        if (
+            table_offset < 0
+            or not 0 <= 4 * entries <= len(source) - table_offset
+            or lib.nd_index_v5_chunks(
+                source,
+                len(source),
+                table_offset,
+                entries,
+                blob_index,
+                ffi.from_buffer("uint32_t[]", records, require_writable=True),
+                len(records) // 4,
+                ffi.from_buffer("nd_v5_walk *", walk, require_writable=True),
+            )
+        ):
+            rule = f"must lie within {len(source)} bytes, with inodes that do not overlap"
+            raise FormatError("inode table", f"{entries} entries at {table_offset}", rule)
+    return V5Walk(*_V5_WALK.unpack(walk))
+
+
+def _check_chunk_count(chunk_count: int) -> None:
+    if not 0 <= chunk_count <= CHUNK_COUNT_MAX:
+        raise FormatError("chunk_count", chunk_count, f"must be at most {CHUNK_COUNT_MAX}")
 
 
 def _bytes(data: Buffer) -> "CData":
