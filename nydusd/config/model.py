@@ -3,7 +3,6 @@
 Rooms receive their slice, never the tree. Field names are those of v2; sizes are bytes, times seconds.
 """
 
-import hmac
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -25,9 +24,7 @@ class Secret:
 
     def __eq__(self, other: object) -> bool:
         """Equal by value, so that equal configurations share a backend."""
-        return isinstance(other, Secret) and hmac.compare_digest(
-            self._value.encode(), other.reveal().encode()
-        )
+        return isinstance(other, Secret) and self._value == other.reveal()
 
     def __hash__(self) -> int:
         """As equality wants it."""
@@ -47,9 +44,9 @@ class CacheKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """A proxy in front of an HTTP backend. An empty url means none."""
+    """A proxy in front of an HTTP backend. An empty url means none; a url may hold a password."""
 
-    url: str = ""
+    url: str = field(default="", repr=False)
     ping_url: str = ""
     fallback: bool = True
     check_interval_s: int = 5
@@ -95,12 +92,25 @@ class RegistryConfig:
 
 @dataclass(frozen=True, slots=True)
 class OtherBackendConfig:
-    """A backend that configuration knows and this version does not serve yet (oss, s3, localdisk, http-proxy)."""
+    """A backend that configuration knows and this version does not serve yet (oss, s3, localdisk, http-proxy).
+
+    `options` are its checked v2 keys; keys of an account are `Secret`s, `proxy` is a `ProxyConfig`.
+    """
 
     kind: str
-    options: dict[str, object] = field(
-        repr=False
-    )  # may hold secrets; shown redacted by config.render
+    options: dict[str, object] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalBackend:
+    """Where the blobs of external files come from (spec cli-config B2). Not served yet.
+
+    `config` may hold secrets.
+    """
+
+    kind: str
+    patch: dict[str, str]
+    config: dict[str, str] = field(repr=False)
 
 
 BackendConfig = LocalFsConfig | RegistryConfig | OtherBackendConfig
@@ -108,7 +118,10 @@ BackendConfig = LocalFsConfig | RegistryConfig | OtherBackendConfig
 
 @dataclass(frozen=True, slots=True)
 class PrefetchConfig:
-    """Background fetching. The v1 and v2 defaults of prefetch_all differ; the parsers know."""
+    """Background fetching. The v1 and v2 defaults of prefetch_all differ; the parsers know.
+
+    threads and batch_size are 0 where the document has no prefetch section, as GET /daemon shows it.
+    """
 
     enable: bool = False
     threads: int = 8
@@ -165,4 +178,4 @@ class Config:
     cache: CacheConfig
     rafs: RafsConfig
     overlay: OverlayConfig | None = None
-    external_backends: tuple[dict[str, object], ...] = ()
+    external_backends: tuple[ExternalBackend, ...] = ()
