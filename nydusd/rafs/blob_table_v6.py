@@ -17,7 +17,14 @@ from nydusd.blob.features import (
     strict_features,
 )
 from nydusd.blob.model import NO_DIGEST, BlobFeature, BlobInfo, CiLocation, Cipher, Codec, Digester
-from nydusd.rafs.layout_v6 import BLOB_ENTRY_BYTES, SLOT_BYTES, SLOTS_OFFSET, Geometry, Image, Rules
+from nydusd.rafs.layout_v6 import (
+    BLOB_ENTRY_BYTES,
+    SLOT_BYTES,
+    SLOTS_OFFSET,
+    BootstrapBytes,
+    Geometry,
+    Rules,
+)
 from nydusd.records import At, Record
 from nydusd.units import KIB, TIB
 
@@ -77,7 +84,7 @@ BLOB_ENTRY: Final = Record(BlobEntry, size_bytes=BLOB_ENTRY_BYTES)
 
 
 def read_blobs(
-    data: Image, geometry: Geometry, source: str, extracted_from: str | None
+    data: BootstrapBytes, geometry: Geometry, source: str, extracted_from: str | None
 ) -> tuple[BlobInfo, ...]:
     """Return the blob table, each entry checked and compared with its device slot.
 

@@ -17,7 +17,7 @@ from nydusd.units import KIB, MIB
 
 log = logging.getLogger(__name__)
 
-Image = bytes | mmap  # both slice to bytes, and both serve as buffers
+BootstrapBytes = bytes | mmap  # both slice to bytes, and both serve as buffers
 
 EROFS_MAGIC: Final = 0xE0F5_E1E2
 SUPERBLOCK_OFFSET: Final = 1024
@@ -57,6 +57,15 @@ LAYOUT_CHUNK_BASED: Final = 4
 FORMAT_EXTENDED: Final = 0x1  # of i_format; bits 1 to 3 are the layout
 FORMAT_BITS: Final = 0xF
 CHUNK_FORMAT_INDEXES: Final = 0x20  # of i_u of a regular file
+XATTR_HEADER_BYTES: Final = 12
+XATTR_ENTRY_BYTES: Final = 4  # icount counts these behind the header's; entries are aligned to them
+XATTR_PREFIXES: Final = {  # by name_index; the ACL names are whole, their suffix is empty
+    1: b"user.",
+    2: b"system.posix_acl_access",
+    3: b"system.posix_acl_default",
+    4: b"trusted.",
+    6: b"security.",
+}
 
 
 class ErofsSuperblock(NamedTuple):
@@ -128,6 +137,14 @@ class InodeBody(NamedTuple):
     i_u: Annotated[int, At(16, "I")]
 
 
+class XattrEntry(NamedTuple):
+    """What precedes an xattr's name suffix and value, 4 bytes (spec rafs-v6 §10)."""
+
+    name_len: Annotated[int, At(0, "B")]  # of the suffix
+    name_index: Annotated[int, At(1, "B")]
+    value_size: Annotated[int, At(2, "H")]
+
+
 class Dirent(NamedTuple):
     """Directory entry, 12 bytes (spec rafs-v6 §8)."""
 
@@ -150,6 +167,7 @@ EXT_SUPERBLOCK: Final = Record(ExtSuperblock, size_bytes=256)
 COMPACT_INODE: Final = Record(CompactInode, size_bytes=32)
 EXTENDED_INODE: Final = Record(ExtendedInode, size_bytes=64)
 INODE_BODY: Final = Record(InodeBody, size_bytes=32)
+XATTR_ENTRY: Final = Record(XattrEntry, size_bytes=XATTR_ENTRY_BYTES)
 DIRENT: Final = Record(Dirent, size_bytes=12)
 CHUNK_INDEX: Final = Record(ChunkIndex, size_bytes=8)
 
@@ -199,7 +217,7 @@ class Geometry(NamedTuple):
         return self.block_size == TARFS_BLOCK_SIZE
 
 
-def read_superblocks(data: Image, source: str) -> tuple[ErofsSuperblock, ExtSuperblock]:
+def read_superblocks(data: BootstrapBytes, source: str) -> tuple[ErofsSuperblock, ExtSuperblock]:
     """Return both superblocks, checked but for what they say of tables."""
     require = Rules(source).require
     size = len(data)
