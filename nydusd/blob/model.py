@@ -134,6 +134,14 @@ class ChunkTable(Protocol):
         """
         ...
 
+    def claim(self, index: int) -> tuple[int, int]:
+        """Return (uncompressed_offset, uncompressed_size) of chunk `index`, as its record says.
+
+        For the hot path: enough to compare an Extent with, without building a Chunk. Unlike `chunk` it
+        checks nothing but the index. Raises FormatError if there is no such chunk.
+        """
+        ...
+
     def locate(self, uncompressed_offset: int) -> int | None:
         """Return the index of the chunk that covers a plain offset, None in a hole or past the end."""
         ...

@@ -1,0 +1,376 @@
+"""A blob's chunk records as the blob keeps them: the CI array and its header (spec blob §7, §8).
+
+The stored form is `CI (maybe compressed) | header` inside a blob; the cached form, `<id>.blob.meta`, is
+`decoded CI | zeros to 4 KiB | header` (spec blobcache §5). Records are decoded when asked for: opening
+a table costs the same for any number of chunks.
+
+Owns     the layout of both forms. A `CiTable` keeps the buffer it was opened on.
+Callers  storage reads the bytes, keeps the cached form, asks the table; inspection commands.
+Raises   FormatError for bytes that break a rule, UnsupportedError for chunks that cannot be served yet.
+"""
+
+import struct
+from bisect import bisect_right
+from typing import Annotated, NamedTuple
+
+from nydusd.blob.model import BlobFeature, BlobInfo, Chunk, CiLocation, Cipher, DigestSource
+from nydusd.blob.segment import ByteRange, decompress
+from nydusd.errors import FormatError, UnsupportedError
+from nydusd.records import At, Buffer, Record
+from nydusd.units import KIB, MIB
+
+HEADER_BYTES = 4 * KIB
+PAGE_BYTES = 4 * KIB
+MAGIC = 0xB10B_B10B
+V1_BYTES = 16
+V2_BYTES = 24
+CONTEXT_BYTES = 40
+CHUNKS_MAX = 1 << 24  # spec blob §7
+V1_LIMIT_BYTES = 256 * MIB
+V2_LIMIT_BYTES = 384 * MIB
+
+_CONTEXTS = BlobFeature.ZRAN | BlobFeature.BATCH  # what follows the records, if one of these is set
+
+
+class MetaHeader(NamedTuple):
+    """The header behind the CI array, 4096 bytes (spec blob §7)."""
+
+    magic: Annotated[int, At(0, "I")]
+    features: Annotated[int, At(4, "I")]  # informative: the blob table's word counts
+    ci_compressor: Annotated[int, At(8, "I")]
+    ci_entries: Annotated[int, At(12, "I")]
+    ci_offset: Annotated[int, At(16, "Q")]
+    ci_compressed_size: Annotated[int, At(24, "Q")]
+    ci_uncompressed_size: Annotated[int, At(32, "Q")]
+    context_offset: Annotated[int, At(40, "Q")]  # from the start of the decoded CI
+    context_size: Annotated[int, At(48, "Q")]  # bytes, dictionaries included
+    context_count: Annotated[int, At(56, "I")]
+    magic2: Annotated[int, At(4092, "I")]
+
+
+META_HEADER = Record(MetaHeader, size_bytes=HEADER_BYTES)
+
+
+def stored_range(info: BlobInfo) -> ByteRange:
+    """Return the bytes of blob `info.meta_blob_id` that hold CI array and header, as one request."""
+    ci = check_ci_size(info)
+    return ByteRange(ci.offset, ci.compressed_size + HEADER_BYTES)
+
+
+def check_ci_size(info: BlobInfo) -> CiLocation:
+    """Return where a blob's CI array lies, its sizes checked against the chunk count (spec blob §7).
+
+    Raises UnsupportedError if the blob has no CI array (v5, external).
+    """
+    ci = info.ci
+    if ci is None:
+        raise UnsupportedError(f"blob {info.blob_id} has no chunk-info array")
+    source = _source(info)
+    v2 = BlobFeature.CHUNK_INFO_V2 in info.features
+    contexts = bool(info.features & _CONTEXTS)
+    if contexts and not v2:
+        raise FormatError("features", info.features, "ZRAN and BATCH need CHUNK_INFO_V2", source)
+    if not 0 < info.chunk_count <= CHUNKS_MAX:
+        raise FormatError("chunk count", info.chunk_count, f"must be 1 to {CHUNKS_MAX}", source)
+    records = info.chunk_count * (V2_BYTES if v2 else V1_BYTES)
+    if BlobFeature.IS_CHUNKDICT_GENERATED not in info.features:
+        if contexts and ci.uncompressed_size < records:
+            raise FormatError("CI size", ci.uncompressed_size, f"must be {records} or more", source)
+        if not contexts and ci.uncompressed_size != records:
+            raise FormatError("CI size", ci.uncompressed_size, f"must be {records}", source)
+    limit = V2_LIMIT_BYTES if v2 else V1_LIMIT_BYTES
+    if round_to_page(ci.uncompressed_size) > limit:
+        raise FormatError("CI size", ci.uncompressed_size, f"must be {limit} at most", source)
+    if ci.compressed_size > limit:
+        raise FormatError("CI stored size", ci.compressed_size, f"must be {limit} at most", source)
+    return ci
+
+
+def check_header(header: Buffer, info: BlobInfo) -> MetaHeader:
+    """Return the header if it is that of this blob (spec blob §7), else raise FormatError.
+
+    header: 4096 plain bytes, from the blob's tail or from the end of a `.blob.meta` file.
+    """
+    ci = check_ci_size(info)
+    source = _source(info)
+    if len(header) != HEADER_BYTES:
+        raise FormatError("CI header length", len(header), f"must be {HEADER_BYTES}", source)
+    found = META_HEADER.read(header)
+    for field, value in ("magic", found.magic), ("second magic", found.magic2):
+        if value != MAGIC:
+            raise FormatError(f"CI header {field}", f"{value:#x}", f"must be {MAGIC:#x}", source)
+    expected = {
+        "ci_compressor": ci.codec,
+        "ci_offset": ci.offset,
+        "ci_compressed_size": ci.compressed_size,
+        "ci_uncompressed_size": ci.uncompressed_size,
+    }
+    if BlobFeature.IS_CHUNKDICT_GENERATED not in info.features:
+        expected["ci_entries"] = info.chunk_count
+    for field, want in expected.items():
+        value = getattr(found, field)
+        if value != want:
+            raise FormatError(f"CI header {field}", value, f"the blob table says {want}", source)
+    if BlobFeature.ZRAN in info.features:
+        _check_zran_header(found, info, source)
+    return found
+
+
+def _check_zran_header(found: MetaHeader, info: BlobInfo, source: str) -> None:
+    records = info.chunk_count * V2_BYTES
+    if found.context_offset != records:
+        raise FormatError("zran context offset", found.context_offset, f"must be {records}", source)
+    if found.context_offset + found.context_size > found.ci_uncompressed_size:
+        raise FormatError("zran context size", found.context_size, "ends behind the CI", source)
+    fits = found.context_count * CONTEXT_BYTES <= found.context_size
+    if found.context_count > info.chunk_count or not fits:
+        rule = f"too many for {info.chunk_count} chunks and {found.context_size} bytes"
+        raise FormatError("zran context count", found.context_count, rule, source)
+
+
+def decode_ci(stored: Buffer, info: BlobInfo) -> bytes:
+    """Return the decoded CI array from its stored bytes, without header. Takes no more than it may be long."""
+    ci = check_ci_size(info)
+    if info.cipher is not Cipher.NONE:
+        raise UnsupportedError(f"blob {info.blob_id}: encrypted blobs are not supported yet")
+    if len(stored) != ci.compressed_size:
+        rule = f"must be {ci.compressed_size}"
+        raise FormatError("CI stored length", len(stored), rule, _source(info))
+    return decompress(stored, ci.codec, ci.uncompressed_size, "CI", _source(info))
+
+
+def meta_file_size(info: BlobInfo) -> int:
+    """Return how long this blob's `.blob.meta` file must be (spec blobcache §5)."""
+    return round_to_page(check_ci_size(info).uncompressed_size) + HEADER_BYTES
+
+
+def compose_meta_file(ci: bytes, header: bytes) -> list[bytes]:
+    """Return the parts of a `.blob.meta` file in the order in which they must reach the disk.
+
+    ci: decoded. The header comes last: for other daemons it is the sign that the file is whole.
+    """
+    return [ci, bytes(round_to_page(len(ci)) - len(ci)), header]
+
+
+def open_meta(view: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> "CiTable":
+    """Return the chunks of a `.blob.meta` file (or its bytes in memory), which is kept, not copied.
+
+    Raises FormatError if the file is short, foreign or corrupt: fetch the records again then.
+    """
+    size = meta_file_size(info)
+    if len(view) != size:
+        raise FormatError("blob meta length", len(view), f"must be {size}", _source(info))
+    check_header(view[size - HEADER_BYTES :], info)
+    return open_ci(view, info, digests)
+
+
+def open_ci(ci: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> "CiTable":
+    """Return the chunks of a decoded CI array, which is kept; bytes behind it do not matter."""
+    kind = CiTableV2 if BlobFeature.CHUNK_INFO_V2 in info.features else CiTableV1
+    return kind(ci, info, digests)
+
+
+class CiTable:
+    """The chunks of a blob in a decoded CI array, as a ChunkTable.
+
+    Numbers are those of the chunk map. Digest and CRC come from `digests` (the bootstrap's chunk table
+    or the blob's digest array), a CRC of the record itself counts where that has none.
+    """
+
+    __slots__ = ("_ascending", "_ci", "_count", "_digests", "_end", "_info", "_relaxed", "_source")
+
+    record_bytes: int
+
+    def __init__(self, ci: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> None:
+        """Callers use `open_ci` or `open_meta`, which pick the kind of record."""
+        self._relaxed = BlobFeature.IS_CHUNKDICT_GENERATED in info.features
+        self._count = info.chunk_count
+        self._source = _source(info)
+        declared = check_ci_size(info).uncompressed_size
+        if self._relaxed:
+            self._count = min(self._count, declared // self.record_bytes)
+        if len(ci) < declared:
+            raise FormatError("CI length", len(ci), f"must be {declared}", self._source)
+        self._ci = ci
+        self._info = info
+        self._digests = digests
+        self._end = round_to_page(info.uncompressed_size)
+        self._ascending: bool | None = None  # not looked at yet
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self._count
+
+    def chunk(self, index: int) -> Chunk:
+        """Return chunk `index`, checked; see ChunkTable.
+
+        Raises UnsupportedError if the record is of a batch, zran or encrypted chunk.
+        """
+        raise NotImplementedError
+
+    def claim(self, index: int) -> tuple[int, int]:
+        """Return (uncompressed_offset, uncompressed_size) of chunk `index`; see ChunkTable."""
+        raise NotImplementedError
+
+    def locate(self, uncompressed_offset: int) -> int | None:
+        """Return the chunk that covers a plain offset; see ChunkTable.
+
+        The first call looks once whether the records ascend, which all known builders see to: among
+        records that do not, a search would miss chunks and their bytes would read as a hole.
+        """
+        if self._ascending is None:
+            self._ascending = self._is_ascending()
+        if not self._ascending:
+            raise FormatError("CI records", "unsorted", "must ascend by plain offset", self._source)
+        following = bisect_right(range(self._count), uncompressed_offset, key=self._offset)
+        if following == 0:
+            return None
+        offset, size = self.claim(following - 1)
+        return following - 1 if uncompressed_offset < offset + size else None
+
+    def _offset(self, index: int) -> int:
+        return self.claim(index)[0]
+
+    def _is_ascending(self) -> bool:
+        end = 0
+        for index in range(self._count):
+            offset, size = self.claim(index)
+            if offset < end:
+                return False
+            end = offset + size
+        return True
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self._count:
+            raise FormatError("chunk index", index, f"must be below {self._count}", self._source)
+
+    def _checked(self, chunk: Chunk) -> Chunk:
+        """Return the chunk with its digests, if it lies within the blob's bounds (spec blob §8)."""
+        info = self._info
+        where = f"chunk {chunk.chunk_index}"
+        if not chunk.is_compressed and chunk.compressed_size != chunk.uncompressed_size:
+            rule = f"must be {chunk.uncompressed_size}, for it is stored plain"
+            raise FormatError(f"{where} stored size", chunk.compressed_size, rule, self._source)
+        if chunk.compressed_size == 0 and BlobFeature.SEPARATE not in info.features:
+            raise FormatError(f"{where} stored size", 0, "must not be zero", self._source)
+        if not self._relaxed:
+            if chunk.uncompressed_size > info.chunk_size:
+                rule = f"must be {info.chunk_size} at most"
+                raise FormatError(f"{where} size", chunk.uncompressed_size, rule, self._source)
+            if chunk.compressed_end > info.compressed_data_size:
+                rule = f"above the {info.compressed_data_size} bytes of chunk data"
+                raise FormatError(f"{where} stored end", chunk.compressed_end, rule, self._source)
+            if chunk.uncompressed_end > self._end:
+                rule = f"above the blob's {self._end} plain bytes"
+                raise FormatError(f"{where} end", chunk.uncompressed_end, rule, self._source)
+        if self._digests is None:
+            return chunk
+        digest, crc32 = self._digests.lookup(chunk.chunk_index, chunk.uncompressed_offset)
+        return chunk._replace(digest=digest, crc32=chunk.crc32 if crc32 is None else crc32)
+
+
+_V1_RECORD = struct.Struct("<QQ")
+_PLAIN_WORD = struct.Struct("<Q")
+
+
+class CiTableV1(CiTable):
+    """Records of 16 bytes: both sizes minus one, compressed where they differ (spec blob §8)."""
+
+    __slots__ = ()
+
+    record_bytes = V1_BYTES
+
+    def chunk(self, index: int) -> Chunk:
+        """Return chunk `index`, checked."""
+        self._check_index(index)
+        plain, stored = _V1_RECORD.unpack_from(self._ci, index * V1_BYTES)
+        uncompressed_size = ((plain >> 44) | ((plain & 0xF00) << 12)) + 1
+        compressed_size = ((stored >> 44) | ((stored & 0xF00_0000_0000) >> 20)) + 1
+        return self._checked(
+            Chunk(
+                chunk_index=index,
+                compressed_offset=stored & 0xFF_FFFF_FFFF,
+                compressed_size=compressed_size,
+                uncompressed_offset=plain & 0xFFF_FFFF_F000,
+                uncompressed_size=uncompressed_size,
+                is_compressed=compressed_size != uncompressed_size,
+            )
+        )
+
+    def claim(self, index: int) -> tuple[int, int]:
+        """Return (uncompressed_offset, uncompressed_size) of chunk `index`."""
+        self._check_index(index)
+        (plain,) = _PLAIN_WORD.unpack_from(self._ci, index * V1_BYTES)
+        return plain & 0xFFF_FFFF_F000, ((plain >> 44) | ((plain & 0xF00) << 12)) + 1
+
+
+def pack_v1(
+    compressed_offset: int, compressed_size: int, uncompressed_offset: int, uncompressed_size: int
+) -> bytes:
+    """Return the V1 record of a chunk. Plain offsets must be multiples of 4 KiB, sizes 1 to 16 MiB."""
+    plain, stored = uncompressed_size - 1, compressed_size - 1
+    return _V1_RECORD.pack(
+        (plain & 0xF_FFFF) << 44 | uncompressed_offset | (plain >> 20) << 8,
+        (stored & 0xF_FFFF) << 44 | (stored >> 20) << 40 | compressed_offset,
+    )
+
+
+_V2_RECORD = struct.Struct("<QQQ")
+
+V2_COMPRESSED = 0x01
+V2_ZRAN = 0x02
+V2_BATCH = 0x04
+V2_ENCRYPTED = 0x08
+V2_HAS_CRC32 = 0x10
+_V2_UNSERVED = {V2_ZRAN: "zran", V2_BATCH: "batch", V2_ENCRYPTED: "encrypted"}
+_V2_UNSERVED_MASK = V2_ZRAN | V2_BATCH | V2_ENCRYPTED
+
+
+class CiTableV2(CiTable):
+    """Records of 24 bytes: flags, plain size minus one, stored size as it is, CRC (spec blob §8)."""
+
+    __slots__ = ()
+
+    record_bytes = V2_BYTES
+
+    def chunk(self, index: int) -> Chunk:
+        """Return chunk `index`, checked."""
+        self._check_index(index)
+        plain, stored, word = _V2_RECORD.unpack_from(self._ci, index * V2_BYTES)
+        flags = plain >> 56
+        if flags & _V2_UNSERVED_MASK:
+            kinds = " ".join(name for flag, name in _V2_UNSERVED.items() if flags & flag)
+            raise UnsupportedError(
+                f"{self._source}: chunk {index}: {kinds} chunks are not supported yet"
+            )
+        crc32: int | None = None
+        if flags & V2_HAS_CRC32:
+            crc32 = word & 0xFFFF_FFFF
+            if crc32 == 0:  # the reference refuses it too: it stands for "forgot to fill it in"
+                raise FormatError(f"chunk {index} crc32", 0, "must not be zero", self._source)
+        return self._checked(
+            Chunk(
+                chunk_index=index,
+                compressed_offset=stored & 0xFF_FFFF_FFFF,
+                compressed_size=stored >> 40,
+                uncompressed_offset=(plain & 0xFFFF_FFFF) << 12,
+                uncompressed_size=((plain >> 32) & 0xFF_FFFF) + 1,
+                is_compressed=bool(flags & V2_COMPRESSED),
+                crc32=crc32,
+            )
+        )
+
+    def claim(self, index: int) -> tuple[int, int]:
+        """Return (uncompressed_offset, uncompressed_size) of chunk `index`."""
+        self._check_index(index)
+        (plain,) = _PLAIN_WORD.unpack_from(self._ci, index * V2_BYTES)
+        return (plain & 0xFFFF_FFFF) << 12, ((plain >> 32) & 0xFF_FFFF) + 1
+
+
+def round_to_page(size: int) -> int:
+    """Round up to the next multiple of 4 KiB."""
+    return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
+def _source(info: BlobInfo) -> str:
+    return f"blob {info.blob_id}"

@@ -1,0 +1,253 @@
+"""Records of a RAFS v5 bootstrap, and the rules that hold for its tables (spec rafs-v5 §2 to §5, §7, §10).
+
+Owns     the layout of superblock, tables, inodes and chunk records; what of it is checked at open.
+Callers  rafs.v5, the builder.
+Raises   FormatError; `source` is the bootstrap's path, for the message.
+"""
+
+from typing import Annotated, Final, NamedTuple
+
+from nydusd.blob.model import Codec, Digester
+from nydusd.errors import FormatError
+from nydusd.rafs.model import SuperblockFlag
+from nydusd.records import At, Buffer, Record
+from nydusd.units import KIB, MIB
+
+MAGIC: Final = 0x5241_4653
+VERSION: Final = 0x500
+SUPERBLOCK_BYTES: Final = 8192
+INODE_BYTES: Final = 128
+CHUNK_BYTES: Final = 80
+EXTENDED_BLOB_BYTES: Final = 64
+INODE_SLOT_BYTES: Final = 4
+POSITION_SHIFT_BITS: Final = 3  # the inode table counts in units of 8 bytes
+ALIGNMENT: Final = 8
+
+CHUNK_SIZE_MIN_BYTES: Final = 4 * KIB
+CHUNK_SIZE_MAX_BYTES: Final = 16 * MIB
+NAME_MAX_BYTES: Final = 255
+BLOB_TABLE_MAX_BYTES: Final = MIB  # builders stop at 256 blobs: 18 KiB with usual ids
+BLOB_CHUNKS_MAX: Final = 1 << 24
+BLOB_STORED_MAX_BYTES: Final = 1 << 40
+BLOB_PLAIN_MAX_BYTES: Final = 1 << 44
+
+ROOT_INO: Final = 1
+FLAGS_ALLOWED: Final = (
+    0xFF00_03FF  # the rest, and bits above, make a bootstrap unreadable (spec §3)
+)
+
+
+class SuperblockV5(NamedTuple):
+    """The superblock, 8192 bytes at 0 (spec rafs-v5 §3)."""
+
+    s_magic: Annotated[int, At(0, "I")]
+    s_fs_version: Annotated[int, At(4, "I")]
+    s_sb_size: Annotated[int, At(8, "I")]
+    s_block_size: Annotated[int, At(12, "I")]  # chunk size in bytes
+    s_flags: Annotated[int, At(16, "Q")]
+    s_inodes_count: Annotated[int, At(24, "Q")]  # advisory: some builders are one short
+    s_inode_table_offset: Annotated[int, At(32, "Q")]
+    s_prefetch_table_offset: Annotated[int, At(40, "Q")]
+    s_blob_table_offset: Annotated[int, At(48, "Q")]
+    s_inode_table_entries: Annotated[int, At(56, "I")]
+    s_prefetch_table_entries: Annotated[int, At(60, "I")]
+    s_blob_table_size: Annotated[int, At(64, "I")]  # bytes, tail padding included
+    s_extended_blob_table_entries: Annotated[int, At(68, "I")]
+    s_extended_blob_table_offset: Annotated[int, At(72, "Q")]  # 0: no such table
+
+
+class ExtendedBlob(NamedTuple):
+    """What the extended blob table adds to a blob, 64 bytes (spec rafs-v5 §4.4)."""
+
+    chunk_count: Annotated[int, At(0, "I")]  # 0: as if there were no record
+    features: Annotated[int, At(4, "I")]
+    uncompressed_size: Annotated[int, At(8, "Q")]
+    compressed_size: Annotated[int, At(16, "Q")]
+
+
+class InodeRecord(NamedTuple):
+    """The fixed part of an inode, 128 bytes (spec rafs-v5 §5.1)."""
+
+    i_digest: Annotated[bytes, At(0, "32s")]
+    i_parent: Annotated[int, At(32, "Q")]  # inode number; 0 for the root
+    i_ino: Annotated[int, At(40, "Q")]
+    i_uid: Annotated[int, At(48, "I")]
+    i_gid: Annotated[int, At(52, "I")]
+    i_projid: Annotated[int, At(56, "I")]
+    i_mode: Annotated[int, At(60, "I")]
+    i_size: Annotated[int, At(64, "Q")]
+    i_blocks: Annotated[int, At(72, "Q")]  # 512-byte units
+    i_flags: Annotated[int, At(80, "Q")]
+    i_nlink: Annotated[int, At(88, "I")]
+    i_child_index: Annotated[int, At(92, "I")]  # of a directory
+    i_child_count: Annotated[int, At(96, "I")]  # of a directory; of a file: number of chunk records
+    i_name_size: Annotated[int, At(100, "H")]
+    i_symlink_size: Annotated[int, At(102, "H")]
+    i_rdev: Annotated[int, At(104, "I")]  # garbage but for devices
+    i_mtime_nsec: Annotated[int, At(108, "I")]
+    i_mtime: Annotated[int, At(112, "q")]  # seconds; 0: not recorded
+
+
+I_FLAG_XATTR: Final = 0x4
+I_FLAG_HAS_HOLE: Final = 0x8
+
+
+class ChunkRecord(NamedTuple):
+    """One chunk of a file, 80 bytes (spec rafs-v5 §7); the v6 chunk table has the same records."""
+
+    block_id: Annotated[bytes, At(0, "32s")]  # digest of the plain bytes
+    blob_index: Annotated[int, At(32, "I")]
+    flags: Annotated[int, At(36, "I")]
+    compressed_size: Annotated[int, At(40, "I")]
+    uncompressed_size: Annotated[int, At(44, "I")]
+    compressed_offset: Annotated[int, At(48, "Q")]
+    uncompressed_offset: Annotated[int, At(56, "Q")]
+    file_offset: Annotated[int, At(64, "Q")]
+    index: Annotated[int, At(72, "I")]  # type: ignore[assignment]  # within its blob; hides tuple.index
+    crc32: Annotated[int, At(76, "I")]
+
+
+CHUNK_COMPRESSED: Final = 0x1
+CHUNK_HOLE: Final = 0x2
+CHUNK_ENCRYPTED: Final = 0x4
+CHUNK_BATCH: Final = 0x8
+CHUNK_HAS_CRC32: Final = 0x10
+
+SUPERBLOCK: Final = Record(SuperblockV5, size_bytes=SUPERBLOCK_BYTES)
+EXTENDED_BLOB: Final = Record(ExtendedBlob, size_bytes=EXTENDED_BLOB_BYTES)
+INODE: Final = Record(InodeRecord, size_bytes=INODE_BYTES)
+CHUNK: Final = Record(ChunkRecord, size_bytes=CHUNK_BYTES)
+
+
+class BlobEntry(NamedTuple):
+    """One entry of the blob table, 8 bytes and an id of any length (spec rafs-v5 §4.3)."""
+
+    readahead_offset: int
+    readahead_size: int  # bytes; 0: none
+    blob_id: bytes
+
+
+def align8(size: int) -> int:
+    """Round up to the next multiple of 8."""
+    return (size + 7) & ~7
+
+
+def read_superblock(view: Buffer, source: str = "") -> SuperblockV5:
+    """Return the superblock, its own fields and the ranges of all tables checked (spec rafs-v5 §10)."""
+    size = len(view)
+    if size <= SUPERBLOCK_BYTES or size % ALIGNMENT:
+        rule = f"must be a multiple of {ALIGNMENT} above {SUPERBLOCK_BYTES}"
+        raise FormatError("bootstrap size", size, rule, source)
+    found = SUPERBLOCK.read(view)
+    if found.s_magic != MAGIC:
+        raise FormatError("s_magic", f"{found.s_magic:#x}", f"must be {MAGIC:#x}", source)
+    if found.s_fs_version != VERSION:
+        raise FormatError("s_fs_version", f"{found.s_fs_version:#x}", "must be 0x500", source)
+    if found.s_sb_size != SUPERBLOCK_BYTES:
+        raise FormatError("s_sb_size", found.s_sb_size, f"must be {SUPERBLOCK_BYTES}", source)
+    if found.s_flags & ~FLAGS_ALLOWED:
+        unknown = f"{found.s_flags & ~FLAGS_ALLOWED:#x}"
+        raise FormatError("s_flags", f"{found.s_flags:#x}", f"has unknown bits {unknown}", source)
+    _check_chunk_size(found.s_block_size, source)
+    if found.s_inode_table_entries == 0:
+        raise FormatError("s_inode_table_entries", 0, "an image has a root", source)
+    if found.s_inodes_count > found.s_inode_table_entries:
+        rule = f"must be {found.s_inode_table_entries} at most"
+        raise FormatError("s_inodes_count", found.s_inodes_count, rule, source)
+    _check_tables(found, size, source)
+    return found
+
+
+def _check_chunk_size(value: int, source: str) -> None:
+    in_range = CHUNK_SIZE_MIN_BYTES <= value <= CHUNK_SIZE_MAX_BYTES
+    if not in_range or value & (value - 1):
+        rule = f"must be a power of two, {CHUNK_SIZE_MIN_BYTES} to {CHUNK_SIZE_MAX_BYTES}"
+        raise FormatError("s_block_size", value, rule, source)
+
+
+def _check_tables(found: SuperblockV5, size: int, source: str) -> None:
+    """Tables start at a multiple of 8, lie inside the file and apart from each other."""
+    if found.s_blob_table_size > BLOB_TABLE_MAX_BYTES:
+        rule = f"must be {BLOB_TABLE_MAX_BYTES} at most"
+        raise FormatError("s_blob_table_size", found.s_blob_table_size, rule, source)
+    inodes = found.s_inode_table_entries * INODE_SLOT_BYTES
+    prefetch = found.s_prefetch_table_entries * INODE_SLOT_BYTES
+    extended = found.s_extended_blob_table_entries * EXTENDED_BLOB_BYTES
+    tables = [
+        (found.s_inode_table_offset, inodes, "inode table"),
+        (found.s_prefetch_table_offset, prefetch, "prefetch table"),
+        (found.s_blob_table_offset, found.s_blob_table_size, "blob table"),
+    ]
+    if found.s_extended_blob_table_offset:
+        tables.append((found.s_extended_blob_table_offset, extended, "extended blob table"))
+    end, before = SUPERBLOCK_BYTES, "superblock"
+    for start, length, name in sorted(table for table in tables if table[1]):
+        if start % ALIGNMENT:
+            raise FormatError(f"{name} offset", start, f"must be a multiple of {ALIGNMENT}", source)
+        if start < end:
+            raise FormatError(f"{name} offset", start, f"lies inside the {before}", source)
+        end, before = start + length, name
+        if end > size:
+            raise FormatError(f"{name} end", end, f"above the file's {size} bytes", source)
+
+
+def codec_of(flags: int) -> Codec:
+    """Return the codec of all blobs: the first flag counts, LZ4 if there is none (spec rafs-v5 §3)."""
+    for flag, codec in (
+        (SuperblockFlag.COMPRESSION_NONE, Codec.NONE),
+        (SuperblockFlag.COMPRESSION_LZ4, Codec.LZ4_BLOCK),
+        (SuperblockFlag.COMPRESSION_GZIP, Codec.GZIP),
+        (SuperblockFlag.COMPRESSION_ZSTD, Codec.ZSTD),
+    ):
+        if flags & flag:
+            return codec
+    return Codec.LZ4_BLOCK
+
+
+def digester_of(flags: int) -> Digester:
+    """Return the digester of all chunks: BLAKE3 unless only SHA-256 is flagged (spec rafs-v5 §3)."""
+    sha256 = flags & SuperblockFlag.HASH_SHA256 and not flags & SuperblockFlag.HASH_BLAKE3
+    return Digester.SHA256 if sha256 else Digester.BLAKE3
+
+
+def read_blob_table(view: Buffer, found: SuperblockV5) -> list[BlobEntry]:
+    """Return the blob table's entries in order; zero padding behind the last is none."""
+    start = found.s_blob_table_offset
+    table = bytes(view[start : start + found.s_blob_table_size])
+    entries: list[BlobEntry] = []
+    position = 0
+    # "More than 8": an entry has an id of a byte at least, padding may have up to 7 bytes.
+    while len(table) - position > 8:
+        end = table.find(b"\0", position + 8)
+        if end < 0:  # the last id has no NUL behind it if it needs no padding
+            end = len(table)
+        readahead_offset = int.from_bytes(table[position : position + 4], "little")
+        readahead_size = int.from_bytes(table[position + 4 : position + 8], "little")
+        entries.append(BlobEntry(readahead_offset, readahead_size, table[position + 8 : end]))
+        position = end + 1
+    return entries
+
+
+def read_extended_blobs(
+    view: Buffer, found: SuperblockV5, blob_count: int, source: str = ""
+) -> list[ExtendedBlob]:
+    """Return one record per blob; records of zeros if the image has no extended table."""
+    start = found.s_extended_blob_table_offset
+    if not start or not found.s_extended_blob_table_entries:
+        return [ExtendedBlob(0, 0, 0, 0)] * blob_count
+    if found.s_extended_blob_table_entries < blob_count:
+        rule = f"must be {blob_count} at least, one per blob"
+        raise FormatError(
+            "s_extended_blob_table_entries", found.s_extended_blob_table_entries, rule, source
+        )
+    records = [EXTENDED_BLOB.read(view, start + EXTENDED_BLOB_BYTES * k) for k in range(blob_count)]
+    for record in records:
+        for field, limit in (
+            ("chunk_count", BLOB_CHUNKS_MAX),
+            ("uncompressed_size", BLOB_PLAIN_MAX_BYTES),
+            ("compressed_size", BLOB_STORED_MAX_BYTES),
+        ):
+            if getattr(record, field) > limit:
+                rule = f"must be {limit} at most"
+                raise FormatError(f"blob {field}", getattr(record, field), rule, source)
+    return records
