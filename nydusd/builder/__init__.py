@@ -1,1 +1,1 @@
-"""Writes images: a directory tree in, bootstrap and blob out."""
+"""Writes images (`nydus-image create`): a directory → data blob and bootstrap. Used by cli only."""
