@@ -1,0 +1,37 @@
+"""What `nydusd fuse` was asked to do, checked and frozen. Written by `cli`, read by `daemon`."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nydusd.config.model import Config
+
+
+class FailoverPolicy(StrEnum):
+    """What becomes of requests that a predecessor had read but not answered (spec fs-behaviour §14)."""
+
+    NONE = "none"
+    RESEND = "resend"
+    FLUSH = "flush"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """One daemon (spec cli-config A2, A3).
+
+    Without a bootstrap nothing is mounted inside the session yet, and API mounts are waited for.
+    """
+
+    mountpoint: Path  # an existing directory, canonical
+    apisock: Path | None = None  # None: no API, and no way to detect a crashed predecessor
+    bootstrap: Path | None = None
+    config: Config | None = None  # of the bootstrap; needed with it, unused without
+    virtual_mountpoint: str = "/"  # where inside the session the bootstrap appears
+    prefetch_files: tuple[str, ...] = ()  # absolute paths; replace the image's own list
+    id: str | None = None
+    supervisor: Path | None = None
+    upgrade: bool = False
+    failover_policy: FailoverPolicy = FailoverPolicy.RESEND
+    writable: bool = False
+    # Accepted because clients pass it. Requests are tasks of one loop: there are no threads to count.
+    fuse_threads: int = 4
