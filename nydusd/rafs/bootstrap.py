@@ -84,8 +84,8 @@ def open_mapped(data: mmap, source: str, extracted_from: str | None = None) -> B
 
             return open_v6(data, source, extracted_from)
         case _:
-            start = bytes(data[:4]).hex(" ")
-            raise FormatError("start of the file", start, "neither RAFS v5 nor v6", source)
+            found = f"{_U32.unpack_from(data, 0)[0]:#x} at 0, {_U32.unpack_from(data, 1024)[0]:#x} at 1024"
+            raise FormatError("magic", found, "neither RAFS v5 nor v6", source)
 
 
 def _open(path: Path) -> int:

@@ -5,14 +5,10 @@ Callers  storage, which checks every chunk on arrival; lookup() from any thread.
 Raises   nothing: a record that speaks of other bytes is no answer.
 """
 
-from typing import Final
-
 from nydusd import native
 from nydusd.blob.model import NO_DIGEST
 from nydusd.rafs.layout_v5 import CHUNK, CHUNK_BYTES, CHUNK_HAS_CRC32
 from nydusd.rafs.layout_v6 import BootstrapBytes, Span
-
-NO_RECORD: Final = 0xFFFF_FFFF  # of native.index_chunk_table
 
 
 class TableDigests:
@@ -33,7 +29,7 @@ class TableDigests:
 
     def lookup(self, index: int, uncompressed_offset: int) -> tuple[bytes | None, int | None]:
         """Return (digest, CRC-32C) of chunk `index` if its record is about `uncompressed_offset`."""
-        position = self._records[index] if 0 <= index < len(self._records) else NO_RECORD
+        position = self._records[index] if 0 <= index < len(self._records) else native.NO_RECORD
         if position * CHUNK_BYTES >= self._table.size:
             return None, None
         record = CHUNK.read(self._data, self._table.offset + position * CHUNK_BYTES)

@@ -149,6 +149,9 @@ class BootstrapV6:
             raise self._error(f"i_size of inode {nid}", size, f"must be at most {SIZE_MAX}")
         if mtime_ns >= NSEC_PER_S:
             raise self._error(f"i_mtime_nsec of inode {nid}", mtime_ns, "is a second or more")
+        if file_type == S_IFLNK and not 0 < size <= SYMLINK_BYTES_MAX:
+            rule = f"must be 1 to {SYMLINK_BYTES_MAX} for a symlink"
+            raise self._error(f"i_size of inode {nid}", size, rule)
         if file_type == S_IFREG:
             if not i_u & CHUNK_FORMAT_INDEXES:
                 raise self._error(f"i_u of inode {nid}", f"{i_u:#x}", "must say index entries")
@@ -290,8 +293,9 @@ class BootstrapV6:
         last = number == count - 1
         end: int = length if last else _U16.unpack_from(self._data, at + _DIRENT_BYTES)[0]
         if not count * _DIRENT_BYTES <= start <= end <= length:
-            where = f"nameoff {number} of the directory block at {offset}"
-            raise self._error(where, start, f"must lie between the entries and {end}")
+            where = f"name {number} of the directory block at {offset}"
+            rule = f"must lie behind the entries and within {length}"
+            raise self._error(where, f"at {start} to {end}", rule)
         name = self._data[offset + start : offset + end]
         return name.partition(b"\0")[0] if last else name
 
@@ -299,9 +303,9 @@ class BootstrapV6:
 
     def readlink(self, inode: Inode) -> bytes:
         """Return the target of a symlink."""
-        if S_IFMT(inode.mode) != S_IFLNK or not 0 < inode.size <= SYMLINK_BYTES_MAX:
-            rule = f"must be a symlink's, of 1 to {SYMLINK_BYTES_MAX}"
-            raise self._error(f"i_size of inode {inode.ino}", inode.size, rule)
+        if S_IFMT(inode.mode) != S_IFLNK:
+            mode = f"{inode.mode:#o}"
+            raise self._error(f"i_mode of inode {inode.ino}", mode, "not that of a symlink")
         flat = self._flat(inode)
         target = b""
         for number in range(flat.blocks):
