@@ -4,11 +4,12 @@ The path given as bootstrap then *names* the blob: its file name up to the first
 """
 
 import logging
+from mmap import mmap
 from pathlib import Path
 
 from nydusd.blob.inline import extract_bootstrap, find_bootstrap, tail_range, within_tail
 from nydusd.errors import FormatError, NotFoundError
-from nydusd.rafs.bootstrap import open_bootstrap, open_bootstrap_bytes
+from nydusd.rafs.bootstrap import inlining_blob_id, open_bootstrap, open_mapped
 from nydusd.rafs.model import Bootstrap
 from nydusd.storage.backend.base import Backend
 from nydusd.storage.cache.files import BOOT_SUFFIX, replace_file
@@ -17,15 +18,15 @@ from nydusd.storage.threads import Workers
 log = logging.getLogger(__name__)
 
 
-async def extract_inline_bootstrap(
-    path: Path, backend: Backend, directory: Path | None, workers: Workers, reason: FormatError
+async def open_inline_bootstrap(
+    path: Path, backend: Backend, directory: Path | None, workers: Workers
 ) -> Bootstrap:
-    """Return the bootstrap inside blob `path.name`; from `<id>.image.boot` if an earlier mount left it.
+    """Return the bootstrap inside the blob that `path` names; from `<id>.image.boot` if a mount left it.
 
-    reason: why `path` itself is no bootstrap; raised again if the blob holds none either. Needs the
-    backend once; the extracted file is written aside and renamed.
+    Needs the backend once; the extracted file is written aside and renamed. Raises NotFoundError if the
+    blob holds no bootstrap: then `path` is neither a bootstrap nor names one.
     """
-    blob_id = path.name.split(".")[0]
+    blob_id = inlining_blob_id(path)
     kept = directory / f"{blob_id}{BOOT_SUFFIX}" if directory is not None else None
     if kept is not None and kept.exists():
         try:
@@ -33,12 +34,14 @@ async def extract_inline_bootstrap(
         except FormatError as exc:
             log.warning("extracted bootstrap is fetched again: file=%s reason=%s", kept, exc)
     size = await backend.size(blob_id)
-    tail_at = tail_range(size)
-    tail = await backend.read(blob_id, tail_at.offset, tail_at.length)
+    at = tail_range(size)
+    tail = await backend.read(blob_id, at.offset, at.length)
     try:
         segment = find_bootstrap(tail, size, blob_id)
     except NotFoundError as exc:
-        raise reason from exc
+        raise FormatError(
+            "file", "no bootstrap", f"nor one inside a blob ({exc})", str(path)
+        ) from exc
     stored = within_tail(tail, size, segment)
     if stored is None:
         stored = await backend.read(blob_id, segment.offset, segment.compressed_size)
@@ -50,4 +53,6 @@ async def extract_inline_bootstrap(
             log.warning("bootstrap kept in memory only: file=%s reason=%s", kept, exc.strerror)
         else:
             return open_bootstrap(kept, extracted_from=blob_id)
-    return open_bootstrap_bytes(plain, blob_id)
+    data = mmap(-1, len(plain))
+    data.write(plain)
+    return open_mapped(data, f"bootstrap in blob {blob_id}", blob_id)

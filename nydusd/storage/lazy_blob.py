@@ -294,7 +294,7 @@ class LazyBlob:
         chunks = [table.chunk(index) for index in mine]
         ahead: list[Chunk] = []
         if priority is Priority.DEMAND and self._amplify:
-            last = chunks[-1]
+            last = max(chunks)  # by chunk_index: what follows is behind all that was asked for
             key, window = self._streams.miss(last.chunk_index)
             spare = max(window - stored_bytes(chunks), 0)
             ahead, end = following(

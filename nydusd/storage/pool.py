@@ -19,7 +19,7 @@ import trio
 from nydusd.blob.model import BlobInfo
 from nydusd.config.model import BackendConfig, CacheKind, Config
 from nydusd.errors import ConfigError, FormatError, UnsupportedError
-from nydusd.rafs.bootstrap import open_bootstrap
+from nydusd.rafs.bootstrap import open_bootstrap, sniff_file
 from nydusd.rafs.model import Bootstrap
 from nydusd.storage.backend.base import Backend
 from nydusd.storage.backend.open import open_backend
@@ -27,7 +27,7 @@ from nydusd.storage.budget import ByteBudget
 from nydusd.storage.cache.files import DATA_SUFFIX, open_cache_file
 from nydusd.storage.cache.memory import MemoryChunks
 from nydusd.storage.image import Image
-from nydusd.storage.inline import extract_inline_bootstrap
+from nydusd.storage.inline import open_inline_bootstrap
 from nydusd.storage.lazy_blob import BlobResources, LazyBlob
 from nydusd.storage.stats import BackendStats, CacheStats
 from nydusd.storage.threads import Workers
@@ -72,12 +72,12 @@ class BlobPool:
         directory = _work_dir(config)
         shared = self._take_backend(config.backend)
         try:
-            try:
-                bootstrap = open_bootstrap(bootstrap_path)
-            except FormatError as exc:
-                bootstrap = await extract_inline_bootstrap(
-                    bootstrap_path, shared.backend, directory, self._workers, exc
+            if sniff_file(bootstrap_path) is None:
+                bootstrap = await open_inline_bootstrap(
+                    bootstrap_path, shared.backend, directory, self._workers
                 )
+            else:
+                bootstrap = open_bootstrap(bootstrap_path)
             return await self._join(bootstrap, config, directory, shared)
         except BaseException:
             with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):

@@ -158,6 +158,13 @@ async def test_amplification_fetches_the_neighbours_with_the_first_miss(open_blo
     assert len(backend.reads) == 1
 
 
+async def test_a_file_whose_chunks_descend_in_the_blob_is_fetched_once(open_blob, made, backend):
+    async with open_blob(made, backend, amplify_bytes=1 << 20) as blob:
+        extents = [made.extent(4), made.extent(1)]
+        assert bytes(await blob.read(extents)) == made.bytes_of(extents)
+        assert blob.stats.demand_bytes == sum(made.chunks[i].compressed_size for i in (1, 4, 5))
+
+
 async def test_a_walk_in_order_is_read_ahead_and_counted_apart(open_blob):
     made = make_blob([20_000] * 400)
     backend = MemoryBackend({made.info.blob_id: made.stored})
