@@ -214,8 +214,9 @@ class BootstrapV5:
                 ino, name = self._link(index)
             except FormatError:
                 continue
-            # A number outside the image would not fit the kernel's; the index leads to the same error.
-            yield DirEntry(name, ino if ino <= self._slots else index, _DOTS + 1 + child)
+            # A number outside the image may not fit where it is sent; the index leads to an error, too.
+            shown = ino if 1 <= ino <= self._slots else index
+            yield DirEntry(name, shown, _DOTS + 1 + child)
 
     def readlink(self, inode: Inode) -> bytes:
         """Return the target, as raw bytes."""
