@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from nydusd.builder.blob_tail import UNKNOWN_BLOB_ID, BlobDescription, BlobWriter
 from nydusd.builder.bootstrap_v5 import BootstrapV5
@@ -153,7 +154,8 @@ class _Build:
             blob = writer.describe(ledger, prefetch_size, blob_id) if has_data else None
             with mmap.mmap(-1, plan.size) as image:
                 _render(plan, image, blob)
-                writer.bootstrap(image)
+                with memoryview(image) as view:
+                    writer.bootstrap(view)
             writer.end()
             return None
         blob = None
@@ -199,7 +201,7 @@ class _Temporary:
     def __init__(self, folder: Path) -> None:
         handle, name = tempfile.mkstemp(prefix=".nydus-image-", dir=folder)
         self._path = Path(name)
-        self.file: BinaryIO = os.fdopen(handle, "w+b", buffering=WRITE_BUFFER_BYTES)
+        self.file: BufferedRandom = os.fdopen(handle, "w+b", buffering=WRITE_BUFFER_BYTES)
 
     def __enter__(self) -> Self:
         return self

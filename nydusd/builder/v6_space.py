@@ -74,7 +74,9 @@ def directory_blocks(names: Sequence[bytes]) -> list[tuple[int, int]]:
     used = 0
     for position, name in enumerate(names):
         needed = DIRENT.size_bytes + len(name)
-        if used + needed > BLOCK_SIZE:
+        # A block is never filled to its last byte: readers are known that run on into the next one
+        # when the last name of a directory ends there.
+        if used + needed >= BLOCK_SIZE:
             blocks.append((position, used))
             used = 0
         used += needed
