@@ -7,6 +7,7 @@ Raises   ConfigError at set-up only. Later faults (a full disk, a closed pipe, a
 Secrets  no room logs any; what looks like one nevertheless is blotted out here, as the last resort.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Final, Protocol
 
 from nydusd.errors import ConfigError
@@ -69,8 +71,9 @@ SECRETS: Final = re.compile(
 
 
 def setup(level: str = "info", file: str | None = None, rotation_mib: int = 0) -> "QueueHandler":
-    """Route all logging to `file`, else to stderr, and return the handler: `close()` it at the end.
+    """Route all logging to `file`, else to stderr, and return the handler.
 
+    The end of the process flushes it; who needs it sooner calls `close()`.
     rotation_mib: size at which the file is set aside and compressed; 0: never.
     Raises ConfigError for an unknown level and for a file that cannot be opened.
     """
@@ -371,7 +374,18 @@ class QueueHandler(logging.Handler):
 
 
 def log_strays() -> None:
-    """Send to the log what Python would print on stderr: errors in threads and in destructors."""
+    """Send to the log what Python would print on stderr as a traceback: bugs, wherever they surface.
+
+    A bug that ends the process leaves one line on stderr and exit status 1.
+    """
+
+    def in_main(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            log.error("bug: the process ends", exc_info=(kind, error, trace))
+            with contextlib.suppress(OSError):  # a closed stderr
+                sys.stderr.write(f"Error: internal error {kind.__name__}, the log has more\n")
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:
@@ -383,5 +397,6 @@ def log_strays() -> None:
             error = (args.exc_type, args.exc_value, args.exc_traceback)
             log.error("bug in %r: %s", args.object, args.err_msg, exc_info=error)
 
+    sys.excepthook = in_main
     threading.excepthook = in_thread
     sys.unraisablehook = unraisable

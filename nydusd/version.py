@@ -35,11 +35,11 @@ def build_info() -> BuildInfo:
     python = f"Python {sys.version.partition(' ')[0]}"
     package_ver = f"v{__version__}"
     try:
-        from nydusd import _build_info
+        built = import_module("nydusd._build_info")
     except ImportError:
         commit = commit_of_checkout(Path(__file__).parent.parent)
         return BuildInfo(package_ver, commit, UNKNOWN, "checkout", python)
-    return BuildInfo(package_ver, _build_info.GIT_COMMIT, _build_info.BUILD_TIME, "release", python)
+    return BuildInfo(package_ver, built.GIT_COMMIT, built.BUILD_TIME, "release", python)
 
 
 def version_text(program: str = "nydusd") -> str:

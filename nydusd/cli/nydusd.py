@@ -1,0 +1,174 @@
+"""The command `nydusd`: argv in, exit status out (spec cli-config Part A).
+
+Owns     the order of start-up, exit statuses, and the one line on stderr that says why it failed.
+Callers  the console script.
+Raises   SystemExit of the argument parser only: status 2 for a usage error. `main` returns 0 after a
+         normal end and 1 when start-up or mount failed.
+
+Imports stand in the functions that need them: --version and --help must not load the daemon.
+"""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from errno import ENOTCONN
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from nydusd.errors import ConfigError, NydusError, UnsupportedError
+from nydusd.units import MIB
+
+if TYPE_CHECKING:
+    from nydusd.config.model import Config
+    from nydusd.daemon.options import DaemonOptions
+
+EXIT_OK: Final = 0
+EXIT_ERROR: Final = 1
+
+PREFETCH_LIST_MAX_BYTES: Final = 16 * MIB
+ROTATION_MAX_MIB: Final = 2**43 - 1  # as bytes it must fit 64 bits
+
+# Accepted, then refused by name: to go on without them would not be what was asked for.
+NOT_YET: Final = ("upgrade", "shared_dir", "dedup_db", "backend_source", "writable")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon that the arguments describe and return its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if list(words) in (["--version"], ["-V"]):  # often run for its text alone: no parser needed
+        from nydusd.version import version_text
+
+        sys.stdout.write(f"{version_text()}\n")
+        return EXIT_OK
+    from nydusd.cli.arguments import parse
+
+    mode, options = parse(words)
+    try:
+        return _run(mode, options)
+    except NydusError as exc:
+        with suppress(OSError):  # a closed stderr
+            sys.stderr.write(f"Error: {exc}\n")
+        return EXIT_ERROR
+
+
+def _run(mode: str, options: Namespace) -> int:
+    """Start up in the reference's order: logging, limits, configuration, daemon (spec cli-config B10)."""
+    import logging
+
+    from nydusd import logs
+    from nydusd.cli.limits import raise_open_files
+    from nydusd.version import build_info
+
+    logs.setup(options.log_level, options.log_file, _rotation(options.log_rotation_size))
+    logs.log_strays()
+    log = logging.getLogger(__name__)
+    log.info(
+        "nydusd %s", " ".join(f"{key}={text!r}" for key, text in build_info()._asdict().items())
+    )
+    try:
+        if mode != "fuse":
+            raise UnsupportedError(f"nydusd {mode} is not supported yet")
+        raise_open_files(options.rlimit_nofile)
+        daemon_options = fuse_options(options)
+        from nydusd.daemon.daemon import run
+
+        return run(daemon_options)
+    except NydusError as exc:
+        log.error("%s", exc)  # noqa: TRY400  the user's mistake, not ours: no traceback
+        raise
+
+
+def fuse_options(options: Namespace) -> "DaemonOptions":
+    """Return what the daemon is to do, everything checked that can be checked without mounting."""
+    from nydusd.daemon.options import DaemonOptions, FailoverPolicy
+
+    for name in NOT_YET:
+        if getattr(options, name):
+            raise UnsupportedError(f"--{name.replace('_', '-')} is not supported yet")
+    return DaemonOptions(
+        mountpoint=_mountpoint(options.mountpoint),
+        apisock=_path(options.apisock),
+        bootstrap=_path(options.bootstrap),
+        config=_config(options),
+        virtual_mountpoint=_virtual_mountpoint(options.virtual_mountpoint),
+        prefetch_files=read_prefetch_list(options.prefetch_files) if options.prefetch_files else (),
+        id=options.id,
+        supervisor=_path(options.supervisor),
+        failover_policy=FailoverPolicy(options.failover_policy),
+        fuse_threads=options.fuse_threads,
+    )
+
+
+def read_prefetch_list(path: str) -> tuple[str, ...]:
+    """Return the paths of a --prefetch-files list: one per line, trimmed, blank lines dropped.
+
+    Names are bytes to us: what is not UTF-8 comes as surrogates, as from os.fsdecode().
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(PREFETCH_LIST_MAX_BYTES + 1)
+    except OSError as exc:
+        raise ConfigError(f"--prefetch-files {path}: cannot be read: {exc.strerror}") from exc
+    if len(content) > PREFETCH_LIST_MAX_BYTES:
+        raise ConfigError(f"--prefetch-files {path}: longer than {PREFETCH_LIST_MAX_BYTES} bytes")
+    lines = (line.strip() for line in content.split(b"\n"))
+    paths = tuple(os.fsdecode(line) for line in lines if line)
+    for number, name in enumerate(paths, 1):
+        if not name.startswith("/"):
+            raise ConfigError(
+                f"--prefetch-files {path}: path {number} is {name[:80]!a}, must begin with /"
+            )
+    return paths
+
+
+def _config(options: Namespace) -> "Config | None":
+    """Return the configuration of the bootstrap. Without a bootstrap none is read, not even opened.
+
+    Clients rely on that: some pass a --config that is no configuration (spec observed §1).
+    """
+    if options.bootstrap is None:
+        return None
+    from nydusd.config.load import PULL_AUTH_VARIABLE, load_file, localfs_config
+
+    if options.localfs_dir is not None:
+        return localfs_config(options.localfs_dir)
+    if options.config is None:
+        raise ConfigError("--bootstrap needs --config or --localfs-dir")
+    return load_file(options.config, os.environ.get(PULL_AUTH_VARIABLE, ""))
+
+
+def _rotation(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text[:32]) > ROTATION_MAX_MIB:
+        raise ConfigError(f"--log-rotation-size is {text[:32]!r}, must be a number of MiB")
+    return int(text)
+
+
+def _mountpoint(text: str) -> Path:
+    """Return the canonical path of a directory that is there."""
+    path = Path(text)
+    try:
+        real = path.resolve(strict=True)
+        is_dir = real.is_dir()
+    except OSError as exc:
+        if exc.errno == ENOTCONN:  # a mount whose daemon is dead: the new one goes on top
+            return path.parent.resolve() / path.name
+        raise ConfigError(f"--mountpoint {text}: {exc.strerror}") from exc
+    if not is_dir:
+        raise ConfigError(f"--mountpoint {text}: not a directory")
+    return real
+
+
+def _virtual_mountpoint(text: str) -> str:
+    if not text.startswith("/"):
+        raise ConfigError(f"--virtual-mountpoint is {text[:80]!a}, must begin with /")
+    return text
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
