@@ -1,0 +1,17 @@
+/* Runs every test of the C code; exit code 1 if a check failed. */
+#include "check.h"
+
+unsigned failures, checks;
+
+int main(void)
+{
+    test_blake3();
+    test_bootstrap_index();
+    test_chunk_map();
+    test_codec();
+    test_crc32c();
+    test_decode();
+    test_mutations();
+    printf("%u checks, %u failed\n", checks, failures);
+    return failures != 0;
+}

@@ -1,0 +1,170 @@
+/* Hostile input: whatever the bytes say, no walk and no decode leaves its buffers.
+ *
+ * The sanitizers judge; here only results that would be wrong by any input are checked. The same
+ * entry points serve `make fuzz`, where clang's libFuzzer chooses the bytes.
+ */
+#include "../bootstrap_index.h"
+#include "../codec.h"
+#include "../decode.h"
+#include "check.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+
+#ifdef ND_FUZZER
+unsigned failures, checks;
+#endif
+
+#define CHUNKS_MAX 4
+#define TARGET_BYTES 8192
+
+/* Bytes: codec, digester, number of chunks, then the chunk records as they are, then stored bytes. */
+static void decode_anything(const uint8_t *input, size_t size)
+{
+    if (size < 3)
+        return;
+    uint32_t codec = input[0] % 5, digester = input[1] % 3;
+    size_t count = input[2] % (CHUNKS_MAX + 1);
+    input += 3, size -= 3;
+    if (size < count * sizeof(nd_chunk))
+        return;
+    nd_chunk chunks[CHUNKS_MAX];
+    memcpy(chunks, input, count * sizeof(nd_chunk));
+    input += count * sizeof(nd_chunk), size -= count * sizeof(nd_chunk);
+    uint8_t *stored = copy_of(input, size), *target = exactly(TARGET_BYTES);
+    memset(target, 0x55, TARGET_BYTES);
+    nd_result results[CHUNKS_MAX];
+    int failed = nd_decode_to_memory(stored, size, 100, chunks, count, codec, digester, target,
+                                     TARGET_BYTES, 4096, results);
+    if (codec > ND_ZSTD || digester > ND_SHA256) {
+        CHECK(failed == -EINVAL);
+    } else {
+        CHECK(failed >= 0 && (size_t)failed <= count);
+        for (size_t i = 0; i < count; i++)
+            CHECK(results[i].status >= ND_SAVED && results[i].status <= ND_CRC_MISMATCH);
+        CHECK(nd_decode_to_file(stored, size, 100, chunks, count, codec, digester, -1, results) ==
+              (int)count);
+    }
+    free(stored);
+    free(target);
+}
+
+/* Bytes: table offset and entries (u32 each), then the bootstrap. */
+static void walk_anything(const uint8_t *input, size_t size)
+{
+    if (size < 8)
+        return;
+    uint32_t offset, entries, records[64];
+    memcpy(&offset, input, 4);
+    memcpy(&entries, input + 4, 4);
+    size -= 8;
+    uint8_t *file = copy_of(input + 8, size);
+    nd_v5_walk walk;
+    if (nd_index_v5_chunks(file, size, offset, entries, 0, records, 64, &walk) == 0) {
+        CHECK(walk.chunk_count <= ND_CHUNK_COUNT_MAX && walk.malformed_inodes <= entries);
+        for (int i = 0; i < 64; i++)
+            CHECK(records[i] == ND_NO_RECORD ||
+                  ((uint64_t)records[i] << 3) + ND_CHUNK_RECORD_BYTES <= size);
+    }
+    if (nd_index_chunk_table(file, size, offset, entries, 0, records, 64) == 0)
+        for (int i = 0; i < 64; i++)
+            CHECK(records[i] == ND_NO_RECORD || records[i] < entries / ND_CHUNK_RECORD_BYTES);
+    free(file);
+}
+
+#ifdef ND_FUZZER
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
+{
+    if (size == 0)
+        return 0;
+    (input[0] % 2 == 0 ? decode_anything : walk_anything)(input + 1, size - 1);
+    if (failures > 0)
+        abort();
+    return 0;
+}
+
+#else
+
+#define ROUNDS 4000
+
+/* Change 1 to 4 places of a good input, cut it sometimes, and try it. */
+static void mutate(const uint8_t *good, size_t size, uint64_t seed,
+                   void (*attempt)(const uint8_t *, size_t))
+{
+    static const uint8_t telling[] = {0x00, 0x01, 0x7f, 0x80, 0xff};
+    attempt(good, size);
+    for (int round = 0; round < ROUNDS; round++) {
+        uint8_t *bad = copy_of(good, size);
+        for (uint32_t change = next_random(&seed) % 4 + 1; change > 0; change--) {
+            uint32_t value = next_random(&seed);
+            bad[next_random(&seed) % size] =
+                value % 2 ? telling[value / 2 % sizeof telling] : (uint8_t)(value >> 8);
+        }
+        attempt(bad, next_random(&seed) % 4 == 0 ? next_random(&seed) % size : size);
+        free(bad);
+    }
+}
+
+static void mutate_chunks(uint32_t codec)
+{
+    uint8_t *plain = counted_bytes(4000);
+    uint8_t input[3 + sizeof(nd_chunk) + 4000] = {(uint8_t)codec, ND_BLAKE3, 1};
+    uint8_t *stored = input + 3 + sizeof(nd_chunk);
+    nd_chunk chunk = {.compressed_offset = 100,
+                      .uncompressed_offset = 4096,
+                      .compressed_size = 4000,
+                      .uncompressed_size = 4000};
+    if (codec == ND_NONE) {
+        memcpy(stored, plain, 4000);
+    } else {
+        chunk.flags = ND_COMPRESSED;
+        chunk.compressed_size = (uint32_t)nd_compress(codec, 0, plain, 4000, stored, 4000);
+    }
+    memcpy(input + 3, &chunk, sizeof chunk);
+    mutate(input, 3 + sizeof chunk + chunk.compressed_size, 10 + codec, decode_anything);
+    free(plain);
+}
+
+static void mutate_bootstrap(void)
+{
+    uint8_t input[8 + 8192 + 1024] = {0};
+    uint8_t *file = input + 8, *inode = file + 8192 + 64;
+    const uint32_t table = 8192, entries = 4, slot = (8192 + 64) >> 3, mode = S_IFREG, chunks = 3;
+    memcpy(input, &table, 4);
+    memcpy(input + 4, &entries, 4);
+    memcpy(file + 8192, &slot, 4);
+    memcpy(inode + 60, &mode, 4);
+    inode[80] = 4; /* has an xattr table, which is empty */
+    memcpy(inode + 96, &chunks, 4);
+    inode[100] = 5;
+    for (uint8_t i = 0; i < 3; i++)
+        inode[128 + 8 + 8 + 80 * i + 72] = i;
+    /* Only the last 1 KiB counts for anything: put the mutations there, and on the two numbers. */
+    static const size_t skipped = 8192;
+    uint8_t tail[8 + 1024];
+    memcpy(tail, input, 8);
+    memcpy(tail + 8, file + skipped, 1024);
+    for (uint64_t seed = 0; seed < 3 * ROUNDS; seed++) {
+        uint64_t state = seed;
+        memcpy(input, tail, 8);
+        memcpy(file + skipped, tail + 8, 1024);
+        for (uint32_t change = seed == 0 ? 0 : next_random(&state) % 4 + 1; change > 0; change--) {
+            size_t place = next_random(&state) % (8 + 512);
+            input[place < 8 ? place : place + skipped] = (uint8_t)next_random(&state);
+        }
+        walk_anything(input, sizeof input);
+    }
+}
+
+void test_mutations(void)
+{
+    mutate_chunks(ND_NONE);
+    mutate_chunks(ND_LZ4_BLOCK);
+    mutate_chunks(ND_ZSTD);
+    mutate_bootstrap();
+}
+
+#endif
