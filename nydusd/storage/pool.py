@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from nydusd.blob.model import BlobInfo
-from nydusd.config.model import BackendConfig, CacheKind, Config
+from nydusd.config.model import BackendConfig, CacheKind, Config, RegistryConfig, Secret
 from nydusd.errors import ConfigError, FormatError, UnsupportedError
 from nydusd.rafs.bootstrap import open_bootstrap, sniff_file
 from nydusd.rafs.model import Bootstrap
@@ -106,6 +106,19 @@ class BlobPool:
                     await self._give_blob(key)
             raise
         return Image(bootstrap, blobs, shared.stats, str(directory) if directory else None, release)
+
+    def set_registry_auth(self, config: BackendConfig, auth: Secret | None) -> None:
+        """Use another credential for the open backend of `config`, by all images that share it.
+
+        A backend that is no registry has no use for it. Raises ConfigError, and changes nothing, for one
+        that cannot be sent.
+        """
+        shared = self._backends.get(config)
+        if shared is not None and isinstance(config, RegistryConfig):
+            from nydusd.storage.backend.registry import RegistryBackend  # loaded: it is open
+
+            assert isinstance(shared.backend, RegistryBackend)
+            shared.backend.set_credentials(auth)
 
     # ---- sharing ------------------------------------------------------------------------------
 
