@@ -219,7 +219,8 @@ class RotatingFile:
         self._size_bytes += len(lines)
         if self._size_bytes > self._limit_bytes:
             self._size_bytes = 0  # also after a failure: not again before another limit's worth
-            self._rotate()
+            with contextlib.suppress(OSError):  # the lines are written; the file grows on
+                self._rotate()
 
     def _rotate(self) -> None:
         self._live.rename(self._unused_name())
@@ -384,8 +385,8 @@ def log_strays() -> None:
     ) -> None:
         if not issubclass(kind, KeyboardInterrupt):
             log.error("bug: the process ends", exc_info=(kind, error, trace))
-            with contextlib.suppress(OSError):  # a closed stderr
-                sys.stderr.write(f"Error: internal error {kind.__name__}, the log has more\n")
+            with contextlib.suppress(OSError):  # nobody reads there any more
+                os.write(2, f"Error: internal error {kind.__name__}, the log has more\n".encode())
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:

@@ -10,7 +10,6 @@ Imports stand in the functions that need them: --version and --help must not loa
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from errno import ENOTCONN
@@ -21,6 +20,8 @@ from nydusd.errors import ConfigError, NydusError, UnsupportedError
 from nydusd.units import MIB
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from nydusd.config.model import Config
     from nydusd.daemon.options import DaemonOptions
 
@@ -45,15 +46,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nydusd.cli.arguments import parse
 
     mode, options = parse(words)
+    _open_standard_fds()
     try:
         return _run(mode, options)
     except NydusError as exc:
-        with suppress(OSError):  # a closed stderr
-            sys.stderr.write(f"Error: {exc}\n")
+        complain(str(exc))
         return EXIT_ERROR
 
 
-def _run(mode: str, options: Namespace) -> int:
+def complain(text: str) -> None:
+    """Write the one line on stderr that says why the command failed, if anybody still reads there."""
+    with suppress(OSError):
+        os.write(2, f"Error: {text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _open_standard_fds() -> None:
+    """Fill closed descriptors 0 to 2, lest /dev/fuse becomes number 2 and gets our log lines."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is fd
+
+
+def _run(mode: str, options: "Namespace") -> int:
     """Start up in the reference's order: logging, limits, configuration, daemon (spec cli-config B10)."""
     import logging
 
@@ -80,7 +96,7 @@ def _run(mode: str, options: Namespace) -> int:
         raise
 
 
-def fuse_options(options: Namespace) -> "DaemonOptions":
+def fuse_options(options: "Namespace") -> "DaemonOptions":
     """Return what the daemon is to do, everything checked that can be checked without mounting."""
     from nydusd.daemon.options import DaemonOptions, FailoverPolicy
 
@@ -123,7 +139,7 @@ def read_prefetch_list(path: str) -> tuple[str, ...]:
     return paths
 
 
-def _config(options: Namespace) -> "Config | None":
+def _config(options: "Namespace") -> "Config | None":
     """Return the configuration of the bootstrap. Without a bootstrap none is read, not even opened.
 
     Clients rely on that: some pass a --config that is no configuration (spec observed §1).

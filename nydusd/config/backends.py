@@ -1,7 +1,7 @@
 """The keys of every backend, with defaults and rules (spec cli-config B6).
 
 Owns     one table per backend type, the same for v1 and v2 documents.
-Callers  `v1` and `v2`; `parse_registry_auth` also the hot reload of a credential.
+Callers  `v1` and `v2`; `load` for the credential of the environment.
 Raises   ConfigError.
 """
 
@@ -24,7 +24,6 @@ from nydusd.config.tables import (
     U64_MAX,
     Key,
     Place,
-    Reading,
     Rule,
     Table,
     boolean,
@@ -75,14 +74,6 @@ def registry_auth(value: object, place: Place) -> Secret | None:
     if credential is not None and not _is_basic_credential(credential.reveal()):
         place.fail("is ***, must be base64 of user:password")
     return credential
-
-
-def parse_registry_auth(text: str, source: str) -> Secret | None:
-    """Return the credential in `text` (base64 of user:password), None if it is blank.
-
-    Raises ConfigError, which names `source` and not the text.
-    """
-    return registry_auth(text, Place(Reading(source), "registry auth"))
 
 
 def _is_basic_credential(text: str) -> bool:
