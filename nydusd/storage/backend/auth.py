@@ -23,6 +23,7 @@ from nydusd.units import KIB
 CLIENT_ID: Final = "nydus-registry-client"  # spec backends §6.5
 TOKEN_ANSWER_MAX_BYTES: Final = 256 * KIB
 TOKEN_DEFAULT_TTL_S: Final = 600.0  # spec backends §6.5
+TOKEN_TTL_MIN_S: Final = 10.0  # one that ends earlier is found out by a 401
 TOKEN_TTL_MAX_S: Final = 30 * 24 * 3600.0
 TOKEN_MARGIN_S: Final = 20.0  # asked anew this long before the end, or at 3/4 of a short life
 TOKEN_JITTER_MAX_S: Final = 300.0  # a fleet of daemons must not refresh in one second
@@ -187,7 +188,7 @@ def _read_token(answer: TokenAnswer) -> tuple[Secret, float]:
     ttl = body.get("expires_in", TOKEN_DEFAULT_TTL_S)
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl < float("inf"):
         ttl = TOKEN_DEFAULT_TTL_S
-    return Secret(value), min(float(ttl), TOKEN_TTL_MAX_S)
+    return Secret(value), min(max(float(ttl), TOKEN_TTL_MIN_S), TOKEN_TTL_MAX_S)
 
 
 class Authorization:

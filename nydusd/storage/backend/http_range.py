@@ -42,8 +42,8 @@ def plan_body(
 ) -> BodyPlan:
     """Return how to take the asked range out of a 206 or 200 answer.
 
-    line: request and URL, opens the text of an error. Raises BackendError if the answer is about another range, or is the whole blob and the range lies
-    too deep in it.
+    line: request and URL, opens the text of an error. Raises BackendError if the answer is about
+    another range, or is the whole blob and the range lies too deep in it.
     """
     length = parse_length(line, content_length)
     if status == 206:
