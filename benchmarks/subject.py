@@ -1,5 +1,6 @@
 """What is measured: an image made from this machine's own Debian packages, and an ext4 copy of the same tree."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -32,15 +33,21 @@ def installed_paths(paths_max: int, bytes_max: int) -> list[str]:
     chosen: dict[str, None] = {}
     size = 0
     for listing in sorted(PACKAGE_LISTS.glob("*.list")):
+        if "firmware" in listing.name:  # large, incompressible, and in no image
+            continue
         for line in listing.read_text().splitlines():
-            path = Path(line)
-            if line in ("", "/.") or line in chosen or not (path.is_symlink() or path.exists()):
+            if line in ("", "/.") or not os.path.lexists(line):
+                continue
+            # Packages still say /lib where the machine has a link to usr/lib.
+            path = Path(os.path.realpath(os.path.dirname(line))) / os.path.basename(line)
+            if str(path) in chosen:
                 continue
             if path.is_file() and not path.is_symlink():
                 size += path.stat().st_size
-            chosen[line] = None
+            chosen.update(dict.fromkeys([*map(str, reversed(path.parents)), str(path)]))
         if len(chosen) >= paths_max or size >= bytes_max:
             break
+    chosen.pop("/", None)
     return sorted(chosen)
 
 
