@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from io import BufferedRandom
+from io import BufferedRandom, FileIO
 from pathlib import Path
 from typing import Self
 
@@ -201,7 +201,7 @@ class _Temporary:
     def __init__(self, folder: Path) -> None:
         handle, name = tempfile.mkstemp(prefix=".nydus-image-", dir=folder)
         self._path = Path(name)
-        self.file: BufferedRandom = os.fdopen(handle, "w+b", buffering=WRITE_BUFFER_BYTES)
+        self.file = BufferedRandom(FileIO(handle, "w+b"), WRITE_BUFFER_BYTES)
 
     def __enter__(self) -> Self:
         return self

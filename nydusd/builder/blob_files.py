@@ -1,0 +1,113 @@
+"""Blobs as local files: their chunk records, their inlined bootstrap, their chunks one by one.
+
+Owns     no open file between calls.
+Callers  check.
+Raises   NotFoundError for a blob that is not there, FormatError and IntegrityError for a broken one.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from nydusd import native
+from nydusd.blob.blob_meta import HEADER_BYTES, check_header, decode_ci, open_ci, stored_range
+from nydusd.blob.inline import extract_bootstrap, find_bootstrap, tail_range
+from nydusd.blob.model import BlobInfo, Chunk, ChunkTable, DigestSource
+from nydusd.blob.segment import ByteRange
+from nydusd.errors import FormatError, IntegrityError, NotFoundError, NydusError
+
+
+class BlobFiles:
+    """The blobs in a folder, or one blob that stands for the image's only one."""
+
+    def __init__(self, folder: Path | None = None, single: Path | None = None) -> None:
+        """Give one of the two."""
+        self._folder = folder
+        self._single = single
+        self.verified = 0  # chunks that were decoded and found right
+
+    def path_of(self, blob_id: str) -> Path:
+        """Return the file of a blob."""
+        if self._single is not None:
+            return self._single
+        assert self._folder is not None
+        return self._folder / blob_id
+
+    def chunk_table(self, info: BlobInfo, digests: DigestSource | None) -> ChunkTable:
+        """Return a v6 blob's chunks from the records at its end (spec blob §7)."""
+        wanted = stored_range(info)
+        with _opened(self.path_of(info.meta_blob_id)) as file:
+            stored = _read(file, wanted)
+        check_header(stored[-HEADER_BYTES:], info)
+        return open_ci(decode_ci(stored[:-HEADER_BYTES], info), info, digests)
+
+    def check_chunks(
+        self,
+        info: BlobInfo,
+        table: ChunkTable,
+        fault: Callable[[str, object], None],
+        *,
+        verify: bool,
+    ) -> None:
+        """Check every chunk record against the blob's bounds and, with `verify`, the bytes."""
+        where = f"blob {info.blob_id}"
+        try:
+            with _opened(self.path_of(info.blob_id)) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < info.compressed_data_size:
+                    fault(where, f"has {size} bytes, its data takes {info.compressed_data_size}")
+                for index in range(len(table)):
+                    try:
+                        chunk = table.chunk(index)
+                        if verify:
+                            self._verify(info, chunk, file)
+                    except NydusError as exc:
+                        fault(f"{where}: chunk {index}", exc)
+        except NydusError as exc:
+            fault(where, exc)
+
+    def _verify(self, info: BlobInfo, chunk: Chunk, file: BinaryIO) -> None:
+        """Decode a chunk and compare it with what its record says of it."""
+        stored = _read(file, ByteRange(chunk.compressed_offset, chunk.compressed_size))
+        plain = bytearray(chunk.uncompressed_size)
+        offset = chunk.uncompressed_offset
+        (result,) = native.decode_to_memory(
+            stored, chunk.compressed_offset, [chunk], info.codec, info.digester, plain, offset
+        )
+        if result.status is not native.Status.SAVED:
+            raise IntegrityError(result.status.name.lower().replace("_", " "))
+        self.verified += 1
+
+
+@contextmanager
+def inlined_bootstrap(path: Path) -> Iterator[bytes]:
+    """Yield the bootstrap that is stored at the end of blob `path` (spec blob §3)."""
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            segment = find_bootstrap(_read(file, tail_range(size)), size, str(path))
+        except NotFoundError:
+            what = "neither a bootstrap of RAFS v5 or v6 nor a blob that contains one"
+            raise FormatError("content", "unknown", what, str(path)) from None
+        yield extract_bootstrap(_read(file, segment.byte_range), segment, str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as exc:
+        raise NotFoundError(f"{path}: {exc.strerror}") from exc
+
+
+def _read(file: BinaryIO, wanted: ByteRange) -> bytes:
+    """Return exactly the bytes of a range."""
+    data = os.pread(file.fileno(), wanted.length, wanted.offset)
+    if len(data) != wanted.length:
+        raise FormatError(
+            f"bytes at {wanted.offset}", len(data), f"must be {wanted.length}", str(file.name)
+        )
+    return data
