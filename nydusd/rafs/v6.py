@@ -329,11 +329,12 @@ class BootstrapV6:
             name_end = position + XATTR_ENTRY_BYTES + name_len
             value_end = name_end + value_size
             prefix = XATTR_PREFIXES.get(index)
-            if prefix is None or value_end > end:
+            suffix = self._data[position + XATTR_ENTRY_BYTES : name_end]
+            if prefix is None or value_end > end or b"\0" in suffix:
                 where = f"xattr at {position} of inode {inode.ino}"
                 shown = f"index {index}, {name_len} and {value_size} bytes"
-                raise self._error(where, shown, f"must have a known prefix and end by {end}")
-            suffix = self._data[position + XATTR_ENTRY_BYTES : name_end]
+                rule = f"must have a known prefix, no NUL in its name, and end by {end}"
+                raise self._error(where, shown, rule)
             found[prefix + suffix] = self._data[name_end:value_end]
             position = value_end + -value_end % XATTR_ENTRY_BYTES
         return found
