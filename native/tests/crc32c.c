@@ -37,8 +37,22 @@ static void all_ways_agree_at_every_length(void)
     }
 }
 
+/* Around the lengths where three runs go side by side. */
+static void long_input_agrees_with_the_tables(void)
+{
+    uint8_t *bytes = counted_bytes(40000);
+    for (size_t length = 6000; length < 40000; length += 131)
+        CHECK(nd_crc32c(bytes, length) == nd_crc32c_by_table(bytes, length));
+    for (size_t blocks = 1; blocks <= 6; blocks++)
+        for (size_t length = blocks * 6144 - 9; length <= blocks * 6144 + 9; length++)
+            CHECK(nd_crc32c(bytes, length) == nd_crc32c_by_table(bytes, length));
+    CHECK(nd_crc32c_by_table(bytes, 40000) == crc_by_bits(bytes, 40000));
+    free(bytes);
+}
+
 void test_crc32c(void)
 {
     known_values();
     all_ways_agree_at_every_length();
+    long_input_agrees_with_the_tables();
 }
