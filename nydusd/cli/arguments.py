@@ -8,6 +8,7 @@ The parser of one subcommand is built, not of all: start-up counts.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -61,7 +62,8 @@ class ShowVersion(argparse.Action):
         """Print and exit with status 0."""
         from nydusd.version import version_text  # here: only --version wants it
 
-        parser.exit(0, f"{version_text()}\n")
+        sys.stdout.write(f"{version_text(parser.prog.split()[0])}\n")
+        parser.exit(0)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
