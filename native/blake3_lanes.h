@@ -14,8 +14,10 @@ typedef uint32_t WORDS __attribute__((vector_size(4 * LANES)));
 #ifdef ROTATE_BYTES_16
 /* Whole bytes move in one shuffle where a rotation costs two shifts and an or. */
 typedef uint8_t LANES_NAME(bytes) __attribute__((vector_size(4 * LANES)));
-#define ROTATE_16(x) ((WORDS)__builtin_shufflevector((LANES_NAME(bytes))(x), (LANES_NAME(bytes))(x), ROTATE_BYTES_16))
-#define ROTATE_8(x) ((WORDS)__builtin_shufflevector((LANES_NAME(bytes))(x), (LANES_NAME(bytes))(x), ROTATE_BYTES_8))
+#define SHUFFLE_BYTES(x, ...) \
+    ((WORDS)__builtin_shufflevector((LANES_NAME(bytes))(x), (LANES_NAME(bytes))(x), __VA_ARGS__))
+#define ROTATE_16(x) SHUFFLE_BYTES(x, ROTATE_BYTES_16)
+#define ROTATE_8(x) SHUFFLE_BYTES(x, ROTATE_BYTES_8)
 #else
 #define ROTATE_16(x) ((x) >> 16 | (x) << 16)
 #define ROTATE_8(x) ((x) >> 8 | (x) << 24)
@@ -125,6 +127,7 @@ LANES_TARGET void LANES_NAME(nd_blake3_lanes)(const uint8_t *inputs, size_t stri
 
 #undef WORDS
 #undef INLINE
+#undef SHUFFLE_BYTES
 #undef ROTATE_16
 #undef ROTATE_8
 #undef LANES_G

@@ -1,4 +1,4 @@
-/* CRC-32C (Castagnoli): polynomial 0x1EDC6F41, reflected, initial value and final xor ~0 (spec blob §6.3). */
+/* CRC-32C (Castagnoli): polynomial 0x1EDC6F41, reflected, starts and ends with ~ (spec blob §6.3). */
 #ifndef ND_CRC32C_H
 #define ND_CRC32C_H
 

@@ -80,7 +80,8 @@ static void absent_bits_are_found_from_any_start(void)
         int64_t ready = 0;
         for (uint64_t start = 0; start < count; start++) {
             int64_t expected = (int64_t)start;
-            while ((uint64_t)expected < count && nd_map_is_ready(bits, length, count, (uint64_t)expected) == 1)
+            while ((uint64_t)expected < count &&
+                   nd_map_is_ready(bits, length, count, (uint64_t)expected) == 1)
                 expected++;
             CHECK(nd_map_next_absent(bits, length, count, start) == expected);
             ready += nd_map_is_ready(bits, length, count, start);

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import resource
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -227,3 +228,30 @@ def test_an_unknown_codec_or_digester_is_a_bug_and_said_so(fd: int) -> None:
     with pytest.raises(ValueError, match="unknown codec"):
         native.verify_file(fd, [make_chunk(STORED)], 2)
     assert os.fstat(fd).st_size == 0
+
+
+def test_threads_decode_side_by_side_without_touching_each_other(fd: int) -> None:
+    threads, pieces = 4, [PLAIN[n:] for n in range(40)]
+    stored, chunks = b"", []
+    for number, plain in enumerate(pieces):
+        packed = native_twins.encode(Codec.ZSTD, plain)
+        place = {
+            "compressed_offset": BLOB_OFFSET + len(stored),
+            "uncompressed_offset": number << 14,
+        }
+        chunks.append(make_chunk(packed, plain, **place))
+        stored += packed
+    results: list[list[Decoded]] = [[] for _ in range(threads)]
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            results[number] += to_file(fd, stored, *chunks[number::threads])
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == [[SAVED] * 50] * threads
+    for number, plain in enumerate(pieces):
+        assert os.pread(fd, len(plain), number << 14) == plain
