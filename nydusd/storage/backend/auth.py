@@ -199,7 +199,10 @@ class Authorization:
     """
 
     def __init__(self, *, basic: str, registry_token: Secret | None, chance: random.Random) -> None:
-        """basic: as sent after `Basic `, empty if none. `registry_token` is used first."""
+        """basic: as sent after `Basic `, empty if none. `registry_token` is used first.
+
+        Raises ConfigError if that token could not stand in a header.
+        """
         self.basic = basic
         self.challenge: Challenge | None = None  # the last bearer challenge
         self.token_by_get = False  # POST failed where GET did not
@@ -208,8 +211,10 @@ class Authorization:
         self._header: str | None = None
         self._refresh_at_s = float("inf")
         self._ends_at_s = float("inf")
-        if registry_token is not None and registry_token.reveal().strip():
-            self._header = f"Bearer {registry_token.reveal().strip()}"
+        if registry_token is not None and (value := registry_token.reveal().strip()):
+            if _VISIBLE.fullmatch(value) is None:
+                raise ConfigError("registry_token holds characters that no token has")
+            self._header = f"Bearer {value}"
 
     def header(self, now_s: float) -> str | None:
         """Return the Authorization header to send, None if there is none or its token has ended."""

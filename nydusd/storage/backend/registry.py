@@ -15,6 +15,7 @@ import importlib
 import logging
 import random
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -38,7 +39,7 @@ from nydusd.storage.backend.auth import (
     token_flow,
 )
 from nydusd.storage.backend.base import Asked, Priority, check_range
-from nydusd.storage.backend.http_faults import TransportError, fault_of_status
+from nydusd.storage.backend.http_faults import TransportError, fault_of_status, shown_url
 from nydusd.storage.backend.http_range import parse_length, parse_total, plan_body, range_header
 from nydusd.storage.backend.request_headers import standing_headers
 from nydusd.storage.backend.retry import RetryPolicy
@@ -49,6 +50,7 @@ from nydusd.storage.stats import BackendStats
 if TYPE_CHECKING:
     from nydusd.storage.backend.http_client import Answer, HttpClient, OpenTransport
 
+HTTP_CLIENT: Final = "nydusd.storage.backend.http_client"
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 HOPS_MAX: Final = 5
 REMEMBERED_MAX: Final = 1024  # blobs whose storage URL is kept
@@ -103,7 +105,8 @@ class RegistryBackend:
         chance = chance if chance is not None else random.Random()  # noqa: S311 - spreads load only
         self._headers = standing_headers(environ if environ is not None else {})
         # Set from outside it is the registry's alone, and no challenge changes it.
-        self._fixed_authorization = self._headers.pop("authorization", None)
+        fixed = self._headers.pop("authorization", None)
+        self._fixed_authorization = None if fixed is None else Secret(fixed)
         self._authorization = Authorization(
             basic=_basic_of(config.auth),
             registry_token=config.registry_token,
@@ -251,7 +254,8 @@ class RegistryBackend:
     ) -> "Answer":
         """Send to the registry; if it answers 401, once more with what it asks for (spec backends §6.3)."""
         if self._fixed_authorization is not None:
-            return await self._send(asked, method, url, headers, self._fixed_authorization)
+            fixed = self._fixed_authorization.reveal()
+            return await self._send(asked, method, url, headers, fixed)
         header = await self._present_header(asked)
         answer = await self._send(asked, method, url, headers, header)
         if answer.status != 401:
@@ -275,7 +279,7 @@ class RegistryBackend:
             await answer.discard()
         header = await self._header_for(asked, challenge)
         answer = await self._send(asked, method, url, headers, header)
-        if answer.status == 401 and header is not None:
+        if answer.status == 401:
             self._authorization.refused(header)
         return answer
 
@@ -297,27 +301,28 @@ class RegistryBackend:
             log.info("token not renewed, the present one serves on: %s", exc)
             return header
 
-    async def _header_for(self, asked: Asked, challenge: Challenge) -> str | None:
+    async def _header_for(self, asked: Asked, challenge: Challenge) -> str:
         """Return the header that answers `challenge`. Many tasks may want it: one asks the server."""
         known = self._authorization
         if challenge.scheme == "basic":
             return known.use_basic()
         known.challenge = challenge
-        await self._asking_token.run(lambda: self._ask_token(asked, challenge))
-        return known.header(trio.current_time())
+        while True:
+            epoch = known.epoch
+            try:
+                await self._asking_token.run(lambda: self._ask_token(asked, challenge))
+            except AuthError:
+                if known.epoch == epoch:
+                    raise
+            header = known.header(trio.current_time())
+            if header is not None:
+                return header
+            # The credentials changed meanwhile, and with them went the token that was on its way.
 
     async def _ask_token(self, asked: Asked, challenge: Challenge) -> None:
         known = self._authorization
         epoch, basic = known.epoch, known.basic
-        realm = urljoin(self._url(asked), challenge.get("realm"))
-        parts = urlsplit(realm)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise AuthError(f"{asked}: the registry names a token server that is no http URL")
-        if basic and parts.scheme == "http" and self._scheme == "https" and not self._insecure:
-            raise AuthError(
-                f"{asked}: credentials for an https registry are not sent to its token server "
-                f"{parts.hostname} over http; skip_verify would allow it"
-            )
+        realm = self._realm_of(asked, challenge, basic)
         flow = token_flow(challenge, realm, basic, get_first=known.token_by_get)
         request = next(flow)
         while True:
@@ -327,6 +332,22 @@ class RegistryBackend:
             except StopIteration as stop:
                 known.use_token(stop.value, epoch, trio.current_time())
                 return
+
+    def _realm_of(self, asked: Asked, challenge: Challenge, basic: str) -> str:
+        """Return the token server's URL. Raises AuthError if credentials must not go there."""
+        try:
+            realm = urljoin(self._url(asked), challenge.get("realm"))
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise AuthError(f"{asked}: the registry names a token server that is no http URL")
+        if basic and parts.scheme == "http" and self._scheme == "https" and not self._insecure:
+            raise AuthError(
+                f"{asked}: credentials for an https registry are not sent to its token server "
+                f"{shown_url(realm)}; skip_verify would allow it"
+            )
+        return realm
 
     async def _token_answer(self, asked: Asked, request: TokenRequest) -> TokenAnswer:
         headers = {"accept": "application/json"}
@@ -369,11 +390,12 @@ class RegistryBackend:
         async with self._opening:
             if self._client is None:
                 # httpx takes 40 ms and 3 MiB to import: not at start-up, and not in the event loop.
-                module = await trio.to_thread.run_sync(
-                    importlib.import_module, "nydusd.storage.backend.http_client"
-                )
-                transport = self._open_transport or module.open_transport
-                self._client = module.HttpClient(self._config.http, self._tls, transport)
+                if HTTP_CLIENT not in sys.modules:
+                    await trio.to_thread.run_sync(importlib.import_module, HTTP_CLIENT)
+                from nydusd.storage.backend import http_client
+
+                transport = self._open_transport or http_client.open_transport
+                self._client = http_client.HttpClient(self._config.http, self._tls, transport)
             return self._client
 
     def _url(self, asked: Asked) -> str:
