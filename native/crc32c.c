@@ -6,7 +6,6 @@
 #if defined(__x86_64__)
 #include <nmmintrin.h>
 #elif defined(__aarch64__) && defined(__linux__)
-#include <arm_acle.h>
 #include <sys/auxv.h>
 #endif
 
@@ -76,9 +75,22 @@ static int has_instruction(void)
 
 #elif defined(__aarch64__) && defined(__linux__)
 
-#define CRC_TARGET __attribute__((target("+crc")))
-#define CRC_8(crc, word) __crc32cd(crc, word)
-#define CRC_1(crc, byte) __crc32cb(crc, byte)
+/* By assembler, because compilers disagree on which functions <arm_acle.h> shows without -march. */
+static inline uint32_t crc_8(uint32_t crc, uint64_t word)
+{
+    __asm__(".arch_extension crc\n\tcrc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
+    return crc;
+}
+
+static inline uint32_t crc_1(uint32_t crc, uint8_t byte)
+{
+    __asm__(".arch_extension crc\n\tcrc32cb %w0, %w0, %w1" : "+r"(crc) : "r"((uint32_t)byte));
+    return crc;
+}
+
+#define CRC_TARGET
+#define CRC_8(crc, word) crc_8(crc, word)
+#define CRC_1(crc, byte) crc_1(crc, byte)
 
 static int has_instruction(void)
 {
