@@ -14,6 +14,7 @@ from nydusd.rafs.bootstrap import (
     sniff,
     sniff_file,
 )
+from nydusd.units import KIB, MIB
 from tests.support.rafs_v6_image import BlobSpec, ChunkRow, Image, directory, make_image, regular
 
 
@@ -75,6 +76,16 @@ def test_closing_while_the_chunk_table_is_read_leaves_the_mapping_to_its_reader(
     held.release()
 
 
+def test_opening_a_large_bootstrap_touches_its_head_alone(tmp_path: Path) -> None:
+    path = tmp_path / "image.boot"
+    path.write_bytes(image_v6().data())
+    os.truncate(path, 64 * MIB)
+    path.read_bytes()  # into the page cache, so that the kernel could map all of it at once
+    bootstrap = open_bootstrap(path)
+    assert resident_bytes(path) <= 128 * KIB  # what the kernel maps around two faults
+    bootstrap.close()
+
+
 def test_a_refused_bootstrap_leaves_nothing_mapped(tmp_path: Path) -> None:
     image = image_v6()
     image.patch(1152, "<Q", 0)
@@ -132,6 +143,12 @@ def test_an_extracted_bootstrap_belongs_to_the_blob_it_came_from(tmp_path: Path)
         bootstrap = open_bootstrap(path, extracted_from=extracted_from)
         assert bootstrap.blobs[0].blob_id == blob_id
         bootstrap.close()
+
+
+def resident_bytes(path: Path) -> int:
+    smaps = Path("/proc/self/smaps").read_text()
+    of_file = smaps[smaps.index(str(path)) :]
+    return int(of_file[of_file.index("Rss:") :].split()[1]) * KIB
 
 
 def open_files() -> list[str]:
