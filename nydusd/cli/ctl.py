@@ -147,9 +147,9 @@ def _show(
     client: Client, options: argparse.Namespace, target: str, layout: ctl_text.Layout
 ) -> None:
     text, body = client.ask(target)
-    if options.raw:
+    if getattr(options, "raw", False):
         sys.stdout.write(f"{text.decode(errors='replace').rstrip()}\n")
-    elif options.json:
+    elif getattr(options, "json", False):
         sys.stdout.write(f"{json.dumps(body, indent=2, ensure_ascii=False)}\n")
     else:
         sys.stdout.write(layout(body))
@@ -187,7 +187,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[output],
         allow_abbrev=False,
     )
-    parser.set_defaults(raw=False, json=False)
     parser.add_argument(
         "-S", "--sock", required=True, metavar="PATH", help="the daemon's API socket"
     )
@@ -207,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
 
     metrics = command("metrics", _metrics, "counters of the daemon")
     metrics.add_argument("category", choices=METRICS)
-    metrics.add_argument("--id", metavar="ID", help="of which mount, if there are several")
+    metrics.add_argument(
+        "--id", metavar="ID", help="of which mount; for cache: the id in its configuration"
+    )
     metrics.add_argument(
         "-I", "--interval", type=_interval, metavar="SECONDS", help="repeat, this far apart"
     )

@@ -140,7 +140,7 @@ def _text(value: Json, *path: str) -> str:
     if isinstance(found, bool):
         return "yes" if found else "no"
     text = str(found) if isinstance(found, str | int | float) else ""
-    return "".join(char if char.isprintable() else "?" for char in text) or ABSENT
+    return _printable(text) or ABSENT
 
 
 def _numbers(value: Json, key: str) -> Sequence[int]:
@@ -162,7 +162,11 @@ def _ratio(part: int, whole: int, layout: str) -> str:
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"{name:<22} {text}".rstrip() + "\n" for name, text in rows)
+    return "".join(f"{name:<22} {_printable(text)}".rstrip() + "\n" for name, text in rows)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _table(*columns: Sequence[str]) -> str:
