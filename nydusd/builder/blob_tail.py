@@ -89,13 +89,19 @@ class BlobWriter:
         return self._sha256.hexdigest()
 
     def end_data(self, ledger: ChunkLedger) -> None:
-        """Close the chunk data and append what describes it."""
+        """Close the chunk data and append what describes it.
+
+        Without data an inlined bootstrap still follows an (empty) data segment: a blob that began with
+        the bootstrap would be taken for one.
+        """
         size = self.position
         if self._trailers:
             self._trailer(IMAGE_BLOB, size)
             self._entry(
                 IMAGE_BLOB, 0, size, ledger.uncompressed_size, Codec.NONE, self._sha256.digest()
             )
+        if len(ledger) == 0:
+            return
         if self._options.fs_version == 6:
             self._chunk_info(ledger)
         if BlobFeature.INLINED_CHUNK_DIGEST in self._features:

@@ -147,7 +147,7 @@ class _Build:
     ) -> "_Temporary | None":
         """Close the blob and write the bootstrap; return its file, None if it went into the blob."""
         has_data = len(ledger) > 0
-        if has_data:
+        if has_data or self._options.inline_meta:
             writer.end_data(ledger)
         if self._options.inline_meta:
             blob_id = self._options.blob_id or UNKNOWN_BLOB_ID

@@ -6,8 +6,9 @@ Defaults are those of the reference command line (spec blob §6, rafs-v6 §4).
 from dataclasses import dataclass
 from enum import Enum
 
+from nydusd.blob.features import checked_blob_id
 from nydusd.blob.model import Codec, Digester
-from nydusd.errors import ConfigError
+from nydusd.errors import ConfigError, FormatError
 from nydusd.units import KIB, MIB
 
 CHUNK_MIN_BYTES = 4 * KIB
@@ -64,10 +65,20 @@ class BuildOptions:
             raise ConfigError("feature blob-toc needs fs-version 6")
         if self.aligned_chunk and self.fs_version == 6:
             raise ConfigError("aligned-chunk is for fs-version 5 only (6 always aligns)")
-        if self.blob_id is not None and not 1 <= len(self.blob_id) <= BLOB_ID_MAX_BYTES:
-            raise ConfigError(f"blob-id must have 1 to {BLOB_ID_MAX_BYTES} characters")
+        if self.blob_id is not None:
+            _check_blob_id(self.blob_id)
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}, must be at least 1")
+
+
+def _check_blob_id(blob_id: str) -> None:
+    """Refuse what readers refuse (spec rafs-v6 §6.1)."""
+    try:
+        checked_blob_id(blob_id.encode(errors="surrogateescape"))
+    except FormatError as exc:
+        raise ConfigError(f"blob-id {exc.value} {exc.rule}") from exc
+    if len(blob_id.encode()) > BLOB_ID_MAX_BYTES:
+        raise ConfigError(f"blob-id has {len(blob_id)} characters, at most {BLOB_ID_MAX_BYTES} fit")
 
 
 @dataclass(frozen=True, slots=True)
