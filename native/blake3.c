@@ -179,7 +179,7 @@ void nd_blake3_by(enum nd_blake3_path path, const uint8_t *data, size_t length,
     for (size_t offset = 0; offset < length; offset += SLAB_BYTES, slabs++) {
         /* Every trailing zero bit of the number of slabs so far is a finished pair, but only a
          * following slab shows that a pair is not the root: hence the merge on arrival. */
-        for (size_t rest = slabs; depth > 1 && rest > 0 && rest % 2 == 0; rest /= 2, depth--)
+        for (size_t rest = slabs; rest > 0 && rest % 2 == 0; rest /= 2, depth--)
             hash_parent(stack + (depth - 2) * CV_BYTES, 0, stack + (depth - 2) * CV_BYTES);
         size_t own = length - offset < SLAB_BYTES ? length - offset : SLAB_BYTES;
         size_t chunks = hash_chunks(path, data + offset, own, (uint64_t)slabs * SLAB_CHUNKS, cvs);
