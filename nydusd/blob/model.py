@@ -73,7 +73,7 @@ class BlobInfo:
     index: int
     blob_id: str  # after substitution for inlined bootstraps (spec blob §4)
     chunk_size: int  # bytes, power of two
-    chunk_count: int  # 0: unknown (v5 without extended blob table)
+    chunk_count: int  # 0: unknown (v5, not in the extended blob table)
     codec: Codec
     digester: Digester
     features: BlobFeature
@@ -86,11 +86,14 @@ class BlobInfo:
     toc_digest: bytes = NO_DIGEST
     cipher: Cipher = Cipher.NONE
     prefetch_size: int = 0  # bytes from offset 0 to fetch early; v5 readahead_size
+    is_numbered: bool = (
+        True  # False: chunk numbers hold for this image alone (rafs/v5_unnumbered.py)
+    )
 
     @property
     def has_indexed_map(self) -> bool:
         """True where the cache keeps a chunk map file (spec blobcache §4)."""
-        return self.chunk_count > 0
+        return self.chunk_count > 0 and self.is_numbered
 
 
 class Chunk(NamedTuple):

@@ -5,11 +5,10 @@ Callers  rafs.v5, the builder.
 Raises   FormatError; `source` is the bootstrap's path, for the message.
 """
 
+from struct import Struct
 from typing import Annotated, Final, NamedTuple
 
-from nydusd.blob.model import Codec, Digester
 from nydusd.errors import FormatError
-from nydusd.rafs.model import SuperblockFlag
 from nydusd.records import At, Buffer, Record
 from nydusd.units import KIB, MIB
 
@@ -17,6 +16,7 @@ MAGIC: Final = 0x5241_4653
 VERSION: Final = 0x500
 SUPERBLOCK_BYTES: Final = 8192
 INODE_BYTES: Final = 128
+RECORD_MIN_BYTES: Final = INODE_BYTES + 8  # with a name, padded
 CHUNK_BYTES: Final = 80
 EXTENDED_BLOB_BYTES: Final = 64
 INODE_SLOT_BYTES: Final = 4
@@ -30,6 +30,9 @@ BLOB_TABLE_MAX_BYTES: Final = MIB  # builders stop at 256 blobs: 18 KiB with usu
 BLOB_CHUNKS_MAX: Final = 1 << 24
 BLOB_STORED_MAX_BYTES: Final = 1 << 40
 BLOB_PLAIN_MAX_BYTES: Final = 1 << 44
+
+SLOT: Final = Struct("<I")  # of the inode table and the prefetch table
+XATTR_AREA_SIZE: Final = Struct("<Q")
 
 ROOT_INO: Final = 1
 FLAGS_ALLOWED: Final = (
@@ -54,6 +57,11 @@ class SuperblockV5(NamedTuple):
     s_blob_table_size: Annotated[int, At(64, "I")]  # bytes, tail padding included
     s_extended_blob_table_entries: Annotated[int, At(68, "I")]
     s_extended_blob_table_offset: Annotated[int, At(72, "Q")]  # 0: no such table
+
+    @property
+    def has_extended_blobs(self) -> bool:
+        """False for images from before blobs had recorded sizes and chunks had numbers (spec §4.4)."""
+        return bool(self.s_extended_blob_table_offset and self.s_extended_blob_table_entries)
 
 
 class ExtendedBlob(NamedTuple):
@@ -119,17 +127,14 @@ INODE: Final = Record(InodeRecord, size_bytes=INODE_BYTES)
 CHUNK: Final = Record(ChunkRecord, size_bytes=CHUNK_BYTES)
 
 
-class BlobEntry(NamedTuple):
-    """One entry of the blob table, 8 bytes and an id of any length (spec rafs-v5 §4.3)."""
-
-    readahead_offset: int
-    readahead_size: int  # bytes; 0: none
-    blob_id: bytes
-
-
 def align8(size: int) -> int:
     """Round up to the next multiple of 8."""
     return (size + 7) & ~7
+
+
+def xattr_offset(record: InodeRecord, position: int) -> int:
+    """Return where the xattr table of the inode record at `position` begins, if it has one (spec §5.2)."""
+    return position + INODE_BYTES + align8(record.i_name_size) + align8(record.i_symlink_size)
 
 
 def read_superblock(view: Buffer, source: str = "") -> SuperblockV5:
@@ -151,6 +156,10 @@ def read_superblock(view: Buffer, source: str = "") -> SuperblockV5:
     _check_chunk_size(found.s_block_size, source)
     if found.s_inode_table_entries == 0:
         raise FormatError("s_inode_table_entries", 0, "an image has a root", source)
+    # Each entry has a record of its own. Whoever walks them all relies on it for an end in sight.
+    if found.s_inode_table_entries > size // RECORD_MIN_BYTES:
+        rule = f"more than fit in {size} bytes"
+        raise FormatError("s_inode_table_entries", found.s_inode_table_entries, rule, source)
     if found.s_inodes_count > found.s_inode_table_entries:
         rule = f"must be {found.s_inode_table_entries} at most"
         raise FormatError("s_inodes_count", found.s_inodes_count, rule, source)
@@ -189,65 +198,3 @@ def _check_tables(found: SuperblockV5, size: int, source: str) -> None:
         end, before = start + length, name
         if end > size:
             raise FormatError(f"{name} end", end, f"above the file's {size} bytes", source)
-
-
-def codec_of(flags: int) -> Codec:
-    """Return the codec of all blobs: the first flag counts, LZ4 if there is none (spec rafs-v5 §3)."""
-    for flag, codec in (
-        (SuperblockFlag.COMPRESSION_NONE, Codec.NONE),
-        (SuperblockFlag.COMPRESSION_LZ4, Codec.LZ4_BLOCK),
-        (SuperblockFlag.COMPRESSION_GZIP, Codec.GZIP),
-        (SuperblockFlag.COMPRESSION_ZSTD, Codec.ZSTD),
-    ):
-        if flags & flag:
-            return codec
-    return Codec.LZ4_BLOCK
-
-
-def digester_of(flags: int) -> Digester:
-    """Return the digester of all chunks: BLAKE3 unless only SHA-256 is flagged (spec rafs-v5 §3)."""
-    sha256 = flags & SuperblockFlag.HASH_SHA256 and not flags & SuperblockFlag.HASH_BLAKE3
-    return Digester.SHA256 if sha256 else Digester.BLAKE3
-
-
-def read_blob_table(view: Buffer, found: SuperblockV5) -> list[BlobEntry]:
-    """Return the blob table's entries in order; zero padding behind the last is none."""
-    start = found.s_blob_table_offset
-    table = bytes(view[start : start + found.s_blob_table_size])
-    entries: list[BlobEntry] = []
-    position = 0
-    # "More than 8": an entry has an id of a byte at least, padding may have up to 7 bytes.
-    while len(table) - position > 8:
-        end = table.find(b"\0", position + 8)
-        if end < 0:  # the last id has no NUL behind it if it needs no padding
-            end = len(table)
-        readahead_offset = int.from_bytes(table[position : position + 4], "little")
-        readahead_size = int.from_bytes(table[position + 4 : position + 8], "little")
-        entries.append(BlobEntry(readahead_offset, readahead_size, table[position + 8 : end]))
-        position = end + 1
-    return entries
-
-
-def read_extended_blobs(
-    view: Buffer, found: SuperblockV5, blob_count: int, source: str = ""
-) -> list[ExtendedBlob]:
-    """Return one record per blob; records of zeros if the image has no extended table."""
-    start = found.s_extended_blob_table_offset
-    if not start or not found.s_extended_blob_table_entries:
-        return [ExtendedBlob(0, 0, 0, 0)] * blob_count
-    if found.s_extended_blob_table_entries < blob_count:
-        rule = f"must be {blob_count} at least, one per blob"
-        raise FormatError(
-            "s_extended_blob_table_entries", found.s_extended_blob_table_entries, rule, source
-        )
-    records = [EXTENDED_BLOB.read(view, start + EXTENDED_BLOB_BYTES * k) for k in range(blob_count)]
-    for record in records:
-        for field, limit in (
-            ("chunk_count", BLOB_CHUNKS_MAX),
-            ("uncompressed_size", BLOB_PLAIN_MAX_BYTES),
-            ("compressed_size", BLOB_STORED_MAX_BYTES),
-        ):
-            if getattr(record, field) > limit:
-                rule = f"must be {limit} at most"
-                raise FormatError(f"blob {field}", getattr(record, field), rule, source)
-    return records

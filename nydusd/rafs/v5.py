@@ -16,9 +16,9 @@ import struct
 from collections.abc import Iterator
 from typing import NoReturn
 
-from nydusd.blob.features import checked_blob_id, data_blob_id, data_size, known_features
-from nydusd.blob.model import BlobFeature, BlobInfo, Codec, DigestSource
+from nydusd.blob.model import BlobInfo, DigestSource
 from nydusd.errors import FormatError, NotFoundError, UnsupportedError
+from nydusd.rafs.blob_table_v5 import read_blobs
 from nydusd.rafs.layout_v5 import (
     CHUNK_BYTES,
     I_FLAG_HAS_HOLE,
@@ -29,23 +29,21 @@ from nydusd.rafs.layout_v5 import (
     NAME_MAX_BYTES,
     POSITION_SHIFT_BITS,
     ROOT_INO,
+    SLOT,
     SUPERBLOCK_BYTES,
+    XATTR_AREA_SIZE,
     InodeRecord,
     SuperblockV5,
     align8,
-    codec_of,
-    digester_of,
-    read_blob_table,
-    read_extended_blobs,
     read_superblock,
+    xattr_offset,
 )
 from nydusd.rafs.model import DirEntry, Extent, Inode, Superblock, SuperblockFlag
 from nydusd.rafs.v5_chunks import ChunkTableV5
+from nydusd.rafs.v5_unnumbered import ChunkNumbers, number_chunks
 
-_SLOT = struct.Struct("<I")
 _INO_AND_NAME_SIZE = struct.Struct("<40xQ52xH26x")  # of an inode record
 _PARENT = struct.Struct("<32xQ88x")
-_XATTR_AREA_SIZE = struct.Struct("<Q")
 _XATTR_PAIR_SIZE = struct.Struct("<I")
 _EXTENT = struct.Struct(
     "<32xI8xI8xQQI4x"
@@ -80,46 +78,15 @@ def open_v5(
     Closing the bootstrap closes `data`; if this function raises, `data` stays open.
     """
     layout = read_superblock(data, source)
-    blobs = _read_blobs(data, layout, source, extracted_from)
-    bootstrap = BootstrapV5(data, layout, blobs, source)
+    blobs = read_blobs(data, layout, source, extracted_from)
+    numbers: tuple[ChunkNumbers, ...] = ()
+    if not layout.has_extended_blobs:
+        numbers = number_chunks(data, layout, len(blobs), source)
+        blobs = tuple(of_blob.describe(blob) for of_blob, blob in zip(numbers, blobs, strict=True))
+    bootstrap = BootstrapV5(data, layout, blobs, numbers, source)
     if not stat.S_ISDIR(bootstrap.inode(ROOT_INO).mode):
         raise FormatError("root i_mode", "no directory", "the root must be one", source)
     return bootstrap
-
-
-def _read_blobs(
-    data: mmap.mmap | bytes, layout: SuperblockV5, source: str, extracted_from: str | None
-) -> tuple[BlobInfo, ...]:
-    entries = read_blob_table(data, layout)
-    extended = read_extended_blobs(data, layout, len(entries), source)
-    blobs: list[BlobInfo] = []
-    for index, (entry, more) in enumerate(zip(entries, extended, strict=False)):
-        features = known_features(more.features)
-        blob_id = data_blob_id(
-            checked_blob_id(entry.blob_id, source),
-            features,
-            file_name=extracted_from or os.path.basename(source),  # noqa: PTH119 - pathlib costs start-up time
-            extracted=extracted_from is not None,
-            source=source,
-        )
-        blobs.append(
-            BlobInfo(
-                index=index,
-                blob_id=blob_id,
-                chunk_size=layout.s_block_size,
-                chunk_count=more.chunk_count,
-                codec=Codec.NONE if BlobFeature.EXTERNAL in features else codec_of(layout.s_flags),
-                digester=digester_of(layout.s_flags),
-                features=features,
-                compressed_size=more.compressed_size,
-                compressed_data_size=data_size(features, more.compressed_size, None, source),
-                uncompressed_size=more.uncompressed_size,
-                ci=None,
-                meta_blob_id=blob_id,
-                prefetch_size=0 if entry.readahead_offset else entry.readahead_size,
-            )
-        )
-    return tuple(blobs)
 
 
 class BootstrapV5:
@@ -129,6 +96,7 @@ class BootstrapV5:
         "_chunk_size",
         "_data",
         "_layout",
+        "_numbers",
         "_owner",
         "_slots",
         "_source",
@@ -143,13 +111,15 @@ class BootstrapV5:
         data: mmap.mmap | bytes,
         layout: SuperblockV5,
         blobs: tuple[BlobInfo, ...],
+        numbers: tuple[ChunkNumbers, ...],
         source: str,
     ) -> None:
-        """Callers use `open_v5`, which checks what it passes."""
+        """Callers use `open_v5`, which checks what it passes; `numbers` only where records have none."""
         flags = SuperblockFlag(layout.s_flags)
         self._data = data
         self._source = source
         self._layout = layout
+        self._numbers = numbers
         self._slots = layout.s_inode_table_entries
         self._table_offset = layout.s_inode_table_offset
         self._chunk_size = layout.s_block_size
@@ -231,9 +201,9 @@ class BootstrapV5:
         record = INODE.read(self._data, inode.position)
         if not record.i_flags & I_FLAG_XATTR:
             return {}
-        start = _xattr_offset(record, inode.position)
-        (size,) = _XATTR_AREA_SIZE.unpack_from(self._data, start)
-        position = start + _XATTR_AREA_SIZE.size
+        start = xattr_offset(record, inode.position)
+        (size,) = XATTR_AREA_SIZE.unpack_from(self._data, start)
+        position = start + XATTR_AREA_SIZE.size
         end = position + size
         pairs: dict[bytes, bytes] = {}
         while position < end:
@@ -283,6 +253,8 @@ class BootstrapV5:
                 continue
             if file_offset > position:
                 break
+            if self._numbers:
+                index = self._numbers[blob_index].number(plain_offset)
             length = min(end, chunk_end) - position
             within = position - file_offset
             found.append(Extent(blob_index, index, plain_offset, chunk_size, within, length))
@@ -302,7 +274,7 @@ class BootstrapV5:
         count = min(self._layout.s_prefetch_table_entries, self._slots)
         start = self._layout.s_prefetch_table_offset
         inodes: list[int] = []
-        for (ino,) in _SLOT.iter_unpack(self._data[start : start + count * _SLOT.size]):
+        for (ino,) in SLOT.iter_unpack(self._data[start : start + count * SLOT.size]):
             if ino == 0:
                 break
             if ino <= self._slots:
@@ -311,9 +283,11 @@ class BootstrapV5:
 
     def chunk_table(self, blob_index: int) -> ChunkTableV5:
         """Return the blob's chunks. Walks the image once, natively: call it in a worker thread."""
+        info = self.blobs[blob_index]
+        if self._numbers:
+            return ChunkTableV5(self._data, self._numbers[blob_index].positions, info, self._source)
         from nydusd import native  # loaded by the first blob that is opened, not by a mount
 
-        info = self.blobs[blob_index]
         positions = native.index_v5_chunks(
             self._data, self._table_offset, self._slots, blob_index, info.chunk_count
         )
@@ -333,7 +307,7 @@ class BootstrapV5:
         if not 1 <= index <= self._slots:
             raise NotFoundError(f"{self._source}: no inode {index}, there are {self._slots}")
         slot = self._table_offset + (index - 1) * INODE_SLOT_BYTES
-        value: int = _SLOT.unpack_from(self._data, slot)[0]
+        value: int = SLOT.unpack_from(self._data, slot)[0]
         position = value << POSITION_SHIFT_BITS
         if position <= SUPERBLOCK_BYTES or value >= _SLOT_LIMIT:
             self._refuse(index, "inode table slot", value, "must lie behind the superblock")
@@ -469,13 +443,13 @@ class BootstrapV5:
 
     def _check_xattr_area(self, record: InodeRecord, position: int) -> int:
         """Return where the xattr table ends, or would begin if there is none."""
-        start = _xattr_offset(record, position)
+        start = xattr_offset(record, position)
         if not record.i_flags & I_FLAG_XATTR:
             return start
-        if start + _XATTR_AREA_SIZE.size > len(self._data):
+        if start + XATTR_AREA_SIZE.size > len(self._data):
             self._refuse(record.i_ino, "xattr table", start, "lies behind the end of the file")
-        (size,) = _XATTR_AREA_SIZE.unpack_from(self._data, start)
-        end: int = start + _XATTR_AREA_SIZE.size + align8(size)
+        (size,) = XATTR_AREA_SIZE.unpack_from(self._data, start)
+        end: int = start + XATTR_AREA_SIZE.size + align8(size)
         if end > len(self._data):
             self._refuse(record.i_ino, "xattr table size", size, "ends behind the file")
         return end
@@ -493,11 +467,6 @@ class BootstrapV5:
 
     def _refuse(self, number: int, field: str, value: object, rule: str) -> NoReturn:
         raise FormatError(f"inode {number}: {field}", value, rule, self._source)
-
-
-def _xattr_offset(record: InodeRecord, position: int) -> int:
-    """Return where the xattr table of the inode record at `position` begins, if it has one."""
-    return position + INODE_BYTES + align8(record.i_name_size) + align8(record.i_symlink_size)
 
 
 def _details(layout: SuperblockV5) -> dict[str, int]:

@@ -57,7 +57,8 @@ class ChunkTableV5:
         """Return chunk `index`, checked against the blob's bounds; see ChunkTable."""
         record = CHUNK.read(self._data, self._position(index))
         where = f"chunk {index}"
-        if record.blob_index != self._info.index or record.index != index:
+        is_other = record.index != index and self._info.is_numbered
+        if record.blob_index != self._info.index or is_other:
             found = f"{record.index} of blob {record.blob_index}"
             raise FormatError(where, found, "the bootstrap was changed", self._source)
         if record.flags & ~_SERVED:
@@ -137,7 +138,7 @@ class ChunkTableV5:
             rule = f"must be {chunk.uncompressed_size}, for it is stored plain"
             raise FormatError(f"{where} stored size", chunk.compressed_size, rule, self._source)
         if info.chunk_count == 0:
-            return  # no extended blob table: the image does not say how long the blob is
+            return  # the blob is not in the extended blob table, so nothing says how long it is
         if chunk.compressed_end > info.compressed_data_size:
             rule = f"above the {info.compressed_data_size} bytes of chunk data"
             raise FormatError(f"{where} stored end", chunk.compressed_end, rule, self._source)

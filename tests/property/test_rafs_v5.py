@@ -83,13 +83,17 @@ def test_a_tree_comes_out_as_it_went_in(root: Node, offset: int, size: int) -> N
     compare(root, bootstrap.inode(1))
 
 
-def sample() -> Image:
+def sample(*, extended: bool) -> Image:
     a = regular(b"a", bytes(5000), xattrs=[(b"user.a", b"1"), (b"user.b", b"")])
     inner = directory(b"d", regular(b"x", b"text"), link(b"y", a), symlink(b"z", b"../a"))
-    return make_image(directory(b"/", a, inner, regular(b"m"), regular(b"n")), prefetch=(2, 3))
+    return make_image(
+        directory(b"/", a, inner, regular(b"m"), regular(b"n")), prefetch=(2, 3), extended=extended
+    )
 
 
-SAMPLE = sample()
+SAMPLE = sample(extended=True)
+OLD_SAMPLE = sample(extended=False)
+SAMPLES = st.sampled_from([SAMPLE.bootstrap, OLD_SAMPLE.bootstrap])
 
 
 def ask_everything(bootstrap: BootstrapV5) -> int:
@@ -143,13 +147,14 @@ def open_and_ask(data: bytes) -> None:
 
 
 def test_the_sample_answers_all_questions() -> None:
-    assert ask_everything(open_v5(SAMPLE.bootstrap, "image.boot")) == len(SAMPLE.nodes)
+    for image in (SAMPLE, OLD_SAMPLE):
+        assert ask_everything(open_v5(image.bootstrap, "image.boot")) == len(image.nodes)
 
 
 @settings(max_examples=400, deadline=None)
-@given(data=st.data())
-def test_flipped_bytes_end_in_a_value_or_an_error(data: st.DataObject) -> None:
-    out = bytearray(SAMPLE.bootstrap)
+@given(data=st.data(), bootstrap=SAMPLES)
+def test_flipped_bytes_end_in_a_value_or_an_error(data: st.DataObject, bootstrap: bytes) -> None:
+    out = bytearray(bootstrap)
     interesting = [*range(80), *range(8192, len(out))]  # the rest is reserved
     for _ in range(data.draw(st.integers(1, 4))):
         position = data.draw(st.sampled_from(interesting))
@@ -160,10 +165,13 @@ def test_flipped_bytes_end_in_a_value_or_an_error(data: st.DataObject) -> None:
 @settings(max_examples=400, deadline=None)
 @given(
     data=st.data(),
+    bootstrap=SAMPLES,
     value=st.sampled_from([0, 1, 2, 5, 8, 4096, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF]),
 )
-def test_extreme_fields_end_in_a_value_or_an_error(data: st.DataObject, value: int) -> None:
-    out = bytearray(SAMPLE.bootstrap)
+def test_extreme_fields_end_in_a_value_or_an_error(
+    data: st.DataObject, bootstrap: bytes, value: int
+) -> None:
+    out = bytearray(bootstrap)
     fields = [*range(0, 80, 4), *range(8192, len(out) - 4, 4)]
     for _ in range(data.draw(st.integers(1, 2))):
         struct.pack_into("<I", out, data.draw(st.sampled_from(fields)), value)

@@ -103,9 +103,12 @@ def make_image(
     blob_ids: tuple[bytes, ...] = (BLOB_ID,),
     readahead: tuple[int, int] = (0, 0),
 ) -> Image:
-    """Number, lay out and write. All chunks are in blob 0; the other blobs of `blob_ids` are empty."""
+    """Number, lay out and write. All chunks are in blob 0; the other blobs of `blob_ids` are empty.
+
+    extended: False leaves out the extended blob table and the numbers of chunks, as first builders did.
+    """
     nodes = _number(root)
-    blob = _Blob(chunk_size, Codec.LZ4_BLOCK if flags & 0x2 else Codec.NONE)
+    blob = _Blob(chunk_size, Codec.LZ4_BLOCK if flags & 0x2 else Codec.NONE, numbered=extended)
     for node in nodes:
         node.chunks = (node.link_to or node).chunks or blob.add(node.content)
     blob_table = b"\0".join(struct.pack("<II", *readahead) + blob_id for blob_id in blob_ids)
@@ -199,12 +202,13 @@ def _number(root: Node) -> list[Node]:
 
 
 class _Blob:
-    def __init__(self, chunk_size: int, codec: Codec) -> None:
+    def __init__(self, chunk_size: int, codec: Codec, *, numbered: bool) -> None:
         self.stored = bytearray()
         self.plain_size = 0
         self.count = 0
         self._chunk_size = chunk_size
         self._codec = codec
+        self._numbered = numbered
 
     def add(self, content: bytes) -> list[ChunkRecord]:
         return [
@@ -225,7 +229,7 @@ class _Blob:
             compressed_offset=len(self.stored),
             uncompressed_offset=self.plain_size,
             file_offset=file_offset,
-            index=self.count,
+            index=self.count if self._numbered else 0,
             crc32=native.crc32c(plain),
         )
         self.stored += stored

@@ -254,15 +254,6 @@ def test_several_blobs_are_told_apart_from_padding() -> None:
     assert [blob.blob_id for blob in open_image(image).blobs] == [name.decode() for name in ids]
 
 
-def test_an_image_without_extended_table_says_nothing_of_sizes() -> None:
-    image = make_image(directory(b"/", regular(b"a", CONTENT)), extended=False)
-    bootstrap = open_image(image)
-    assert (bootstrap.blobs[0].chunk_count, bootstrap.blobs[0].uncompressed_size) == (0, 0)
-    table = bootstrap.chunk_table(0)
-    assert len(table) == image.chunk_count
-    assert [table.chunk(index).uncompressed_size for index in range(3)] == [4096, 4096, 2048]
-
-
 def test_a_bootstrap_inside_its_blob_takes_the_name_of_its_file() -> None:
     image = make_image(directory(b"/"), features=0x4000_0002)
     taken_out = open_v5(image.bootstrap, "/cache/xyz.image.boot", extracted_from="ef" * 32)
