@@ -55,7 +55,6 @@ LAYOUT_FLAT_PLAIN: Final = 0
 LAYOUT_FLAT_INLINE: Final = 2
 LAYOUT_CHUNK_BASED: Final = 4
 FORMAT_EXTENDED: Final = 0x1  # of i_format; bits 1 to 3 are the layout
-FORMAT_BITS: Final = 0xF
 CHUNK_FORMAT_INDEXES: Final = 0x20  # of i_u of a regular file
 XATTR_HEADER_BYTES: Final = 12
 XATTR_ENTRY_BYTES: Final = 4  # icount counts these behind the header's; entries are aligned to them

@@ -253,10 +253,8 @@ class BootstrapV6:
 
     def _find(self, flat: _Flat, name: bytes) -> int | None:
         """Return the nid beside a name, by binary search: all names of a directory are one sorted list."""
-        low, high = (
-            0,
-            flat.blocks,
-        )  # of the blocks below `high`, the last whose first name is <= name
+        # The block wanted is the last one whose first name is not behind `name`.
+        low, high = 0, flat.blocks
         while high - low > 1:
             middle = (low + high) // 2
             offset, length = flat.block(middle)
