@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
+from nydusd.config.model import Secret
 from nydusd.errors import BackendError
 from nydusd.records import Buffer
 from nydusd.storage.stats import BackendStats
@@ -49,6 +50,18 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Close connections and files. Calls under way end with ClosedError or BackendError."""
+        ...
+
+
+@runtime_checkable
+class TakesCredentials(Protocol):
+    """A backend whose credentials may change while it serves (spec api §3.3)."""
+
+    def set_credentials(self, auth: Secret | None) -> None:
+        """Use `auth`, base64 of user:password, from the next request on; None or blank: none.
+
+        Raises ConfigError, and changes nothing, if it is something else.
+        """
         ...
 
 

@@ -25,12 +25,18 @@ import trio
 
 from nydusd.config.model import HttpOptions
 from nydusd.errors import BackendError
-from nydusd.storage.backend.http_faults import fault_of_exception, shown_url, words_of
+from nydusd.storage.backend.http_faults import (
+    TransportError,
+    fault_of_exception,
+    shown_url,
+    words_of,
+)
 from nydusd.storage.backend.http_range import BodyPlan
 from nydusd.storage.backend.tls import Tls
 from nydusd.units import KIB
 
 KEEP_ALIVE_S: Final = 90.0
+KEPT_ALIVE_MAX: Final = 24  # all requests under way, and some to a token server or a storage host
 ERROR_BODY_MAX_BYTES: Final = 16 * KIB  # read for its words; what is longer costs the connection
 POOL_WAIT_S: Final = 5.0  # never reached: the pool is not bounded, see above
 
@@ -46,12 +52,15 @@ _BELOW: Final = (
     trio.BrokenResourceError,
     trio.ClosedResourceError,
 )
+_NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 def open_transport(tls: Tls) -> httpx.AsyncBaseTransport:
     """Return a transport with fresh connections: HTTP/1.1, no proxy, no environment."""
     limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_S
+        max_connections=None,
+        max_keepalive_connections=KEPT_ALIVE_MAX,
+        keepalive_expiry=KEEP_ALIVE_S,
     )
     return httpx.AsyncHTTPTransport(
         verify=tls.context, trust_env=False, http1=True, http2=False, limits=limits
@@ -106,20 +115,21 @@ class HttpClient:
         line: what it is for, opens each error's text. Raises TransportError.
         """
         line = f"{line}: {method} {shown_url(url)}"
-        if url.startswith("https:"):
-            await self._tls.ready()
         connections = self._connections
         if connections is None:
             connections = self._connections = _Connections(self._open_transport(self._tls))
         connections.users += 1
         try:
             with _translated(line):
+                if url.startswith("https:"):
+                    await self._tls.ready()
                 request = httpx.Request(
                     method, url, headers=headers, content=body or None, extensions=self._extensions
                 )
                 response = await connections.transport.handle_async_request(request)
         except BaseException as exc:
-            if isinstance(exc, BackendError):
+            # A connection that could not be opened says nothing about those that are.
+            if isinstance(exc, TransportError) and not isinstance(exc.__cause__, _NOT_CONNECTED):
                 self._retire(connections)
             await connections.done()
             raise

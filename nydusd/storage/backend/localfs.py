@@ -175,7 +175,7 @@ class LocalFsBackend:
 def _read_cached(fd: int, body: bytearray, offset: int) -> int:
     """Copy what the page cache holds from `offset` on into `body`; return how much that was, 0 if unsure.
 
-    Copying a cached MiB takes about 0.1 ms; a hop to a thread and back costs as much.
+    Copying a cached MiB takes 0.05 ms, a hop to a thread and back 0.2 to 0.4 ms: hence inline.
     """
     try:
         return os.preadv(fd, [body], offset, os.RWF_NOWAIT)

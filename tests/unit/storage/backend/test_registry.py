@@ -25,7 +25,7 @@ from nydusd.config.model import (
 )
 from nydusd.errors import AuthError, BackendError, ConfigError, UnsupportedError
 from nydusd.storage.backend import http_client  # noqa: F401 - else the first read imports it in a thread
-from nydusd.storage.backend.base import Priority
+from nydusd.storage.backend.base import Priority, TakesCredentials
 from nydusd.storage.backend.open import open_backend
 from nydusd.storage.backend.registry import REMEMBERED_MAX, RegistryBackend
 
@@ -563,6 +563,7 @@ async def test_kinds_are_opened_by_configuration() -> None:
     for config, kind in [(BASE, "registry"), (LocalFsConfig(dir="/x"), "localfs")]:
         backend = open_backend(config, environ={})
         assert backend.kind == backend.stats.kind == kind
+        assert isinstance(backend, TakesCredentials) == (kind == "registry")
         await backend.aclose()
 
 
