@@ -145,7 +145,15 @@ def _config(options: "Namespace") -> "Config | None":
     Clients rely on that: some pass a --config that is no configuration (spec observed §1).
     """
     if options.bootstrap is None:
+        if options.config is not None or options.localfs_dir is not None:
+            import logging
+
+            log = logging.getLogger(__name__)
+            log.info(
+                "no --bootstrap: --config and --localfs-dir are not read, mounts come by the API"
+            )
         return None
+
     from nydusd.config.load import PULL_AUTH_VARIABLE, load_file, localfs_config
 
     if options.localfs_dir is not None:

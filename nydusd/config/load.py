@@ -17,7 +17,7 @@ from nydusd.config.model import Config, RegistryConfig
 from nydusd.config.tables import ParsedObject, Place, Reading
 from nydusd.config.v1 import V1
 from nydusd.config.v2 import V2
-from nydusd.errors import ConfigError
+from nydusd.errors import ConfigError, UnsupportedError
 from nydusd.units import MIB
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def load(text: str, source: str) -> Config:
     reading = Reading(source)
     document = _parse(text, source)
     config = (V2 if _is_v2(document) else V1)(document, Place(reading))
+    _check_served(config, reading)
     _tell(reading)
     return config
 
@@ -124,6 +125,19 @@ def _is_v2(document: object) -> bool:
     return type(document.get("version")) is int or (
         "version" in document and "device" not in document
     )
+
+
+def _check_served(config: Config, reading: Reading) -> None:
+    """Refuse or remark on what is well-formed and has no work behind it yet: nothing is dropped in silence."""
+    if config.overlay is not None:
+        raise UnsupportedError(f"{reading.source}: overlay is not supported yet")
+    if config.external_backends:
+        raise UnsupportedError(f"{reading.source}: external_backends are not supported yet")
+    for prefetch in {config.rafs.prefetch, config.cache.prefetch}:
+        if prefetch.enable and prefetch.bandwidth_limit:
+            reading.remarks.append("prefetch runs without its bandwidth limit: not supported yet")
+        if prefetch.enable and prefetch.stream_prefetch:
+            reading.remarks.append("prefetch goes chunk by chunk: streams are not supported yet")
 
 
 def _tell(reading: Reading) -> None:

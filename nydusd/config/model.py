@@ -98,7 +98,7 @@ class OtherBackendConfig:
     """
 
     kind: str
-    options: dict[str, object] = field(repr=False)
+    options: dict[str, object] = field(repr=False, hash=False)  # equality still compares them
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from errno import ENOTCONN
 from pathlib import Path
 from types import ModuleType
 
@@ -342,3 +343,13 @@ def test_a_closed_stderr_is_never_given_to_another_file():
     status, fd = done.stdout.split()
     assert status == "1"
     assert int(fd) > 2
+
+
+def test_the_dead_mount_of_a_predecessor_is_no_obstacle(tmp_path: Path, monkeypatch):
+    def not_connected(path: Path, *, strict: bool = False) -> Path:
+        if strict:
+            raise OSError(ENOTCONN, "Transport endpoint is not connected")
+        return path
+
+    monkeypatch.setattr(Path, "resolve", not_connected)
+    assert options_of(f"--mountpoint {tmp_path}/mnt").mountpoint == tmp_path / "mnt"

@@ -5,11 +5,16 @@ from pathlib import Path
 
 from nydusd.config.load import load
 from nydusd.config.render import render
+from nydusd.config.tables import Place, Reading
+from nydusd.config.v1 import V1
+from nydusd.config.v2 import V2
 from tests.support.configs import REGISTRY_V1, v1, v2
 
 
-def shown(document: object) -> dict:
-    return render(load(json.dumps(document), "c"))
+def shown(document: dict) -> dict:
+    """The rendered configuration, also of settings that are not served yet."""
+    table = V2 if "version" in document else V1
+    return render(table(document, Place(Reading("c"))))
 
 
 # Spec api §3.1, with the work_dir of the document it comes from.
@@ -53,8 +58,12 @@ def test_without_a_cache_no_filecache_is_shown():
 
 
 def test_what_is_shown_reads_as_the_same_configuration():
-    document = v2(overlay={"upper_dir": "/u", "work_dir": "/w"})
-    assert load(json.dumps(shown(document)), "c") == load(json.dumps(document), "c")
+    assert load(json.dumps(shown(v2())), "c") == load(json.dumps(v2()), "c")
+
+
+def test_an_overlay_is_shown():
+    overlay = {"upper_dir": "/u", "work_dir": "/w"}
+    assert shown(v2(overlay=overlay))["overlay"] == overlay
 
 
 def test_keys_of_an_account_are_not_shown():

@@ -16,6 +16,8 @@ from nydusd.config.model import (
     RegistryConfig,
     Secret,
 )
+from nydusd.config.tables import Place, Reading
+from nydusd.config.v1 import V1
 from nydusd.errors import ConfigError, UnsupportedError
 from tests.support.configs import REGISTRY_V1, v1
 
@@ -250,8 +252,10 @@ def test_external_backends_want_string_maps():
     item = {"patch": {"a": "b"}, "type": "s3", "config": {"token": "t"}}
     document = v1()
     document["device"]["external_backends"] = [item]
-    (external,) = parse(document).external_backends
+    (external,) = V1(document, Place(Reading("c"))).external_backends
     assert (external.kind, external.patch) == ("s3", {"a": "b"})
+    with pytest.raises(UnsupportedError, match="external_backends are not supported yet"):
+        parse(document)
     item["config"] = {"token": 5}
     with pytest.raises(
         ConfigError, match=r"external_backends\[0\]\.config\.token must be a string"

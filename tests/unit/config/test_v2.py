@@ -14,6 +14,8 @@ from nydusd.config.model import (
     PrefetchConfig,
     RegistryConfig,
 )
+from nydusd.config.tables import Place, Reading
+from nydusd.config.v2 import V2
 from nydusd.errors import ConfigError, UnsupportedError
 from tests.support.configs import v2
 
@@ -80,9 +82,31 @@ def test_what_the_api_shows_can_be_read_again():
     assert parse(document) == parse(v2())
 
 
-def test_an_overlay_is_read():
-    overlay = {"upper_dir": "/u", "work_dir": "/w"}
-    assert parse(v2(overlay=overlay)).overlay == OverlayConfig("/u", "/w")
+def test_an_overlay_is_understood_but_not_served_yet():
+    document = v2(overlay={"upper_dir": "/u", "work_dir": "/w"})
+    assert V2(document, Place(Reading("c"))).overlay == OverlayConfig("/u", "/w")
+    with pytest.raises(UnsupportedError, match=r"c\.json: overlay is not supported yet"):
+        parse(document)
+
+
+def test_a_backend_of_any_kind_can_be_the_key_of_a_table():
+    options = {"addr": "http://a"}
+    one, other = (parse(v2(backend={"type": "http-proxy", "http-proxy": options})) for _ in "12")
+    assert {one.backend: 1}[other.backend] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "warning"),
+    [
+        ("bandwidth_limit", 1000, "prefetch runs without its bandwidth limit"),
+        ("stream_prefetch", True, "prefetch goes chunk by chunk"),
+    ],
+)
+def test_prefetch_settings_without_effect_are_told(key, value, warning, caplog):
+    parse(v2(rafs={"prefetch": {"enable": False, key: value}}))
+    assert not caplog.records
+    parse(v2(rafs={"prefetch": {"enable": True, key: value}}))
+    assert warning in caplog.text
 
 
 def test_http_proxy_is_a_backend_of_v2():
