@@ -109,12 +109,20 @@ def set_level(name: str) -> None:
 def log_path(file: str) -> Path:
     """Return the path a log file argument means: without an extension it gets `.log`."""
     path = Path(file)
+    if not path.name:
+        raise ConfigError(f"log file is {file!r}, must name a file")
     return path if path.suffix else path.with_name(f"{path.name}.log")
 
 
 def blotted(text: str) -> str:
     """Return the text without what looks like a credential."""
     return SECRETS.sub(lambda match: f"{match[match.lastgroup or 0]}***", text)
+
+
+def one_line(text: str) -> str:
+    """Return text, maybe that of a stranger, fit for a line: short, without control characters and secrets."""
+    text = text[:MESSAGE_MAX_CHARS]
+    return blotted(text if text.isprintable() else text.translate(CONTROL_CHARACTERS))
 
 
 class LineFormatter(logging.Formatter):
@@ -132,14 +140,11 @@ class LineFormatter(logging.Formatter):
             message = record.getMessage()
         except (TypeError, ValueError, LookupError, AttributeError):
             message = f"{record.msg} (arguments do not fit)"
-        message = message[:MESSAGE_MAX_CHARS]
-        if not message.isprintable():
-            message = message.translate(CONTROL_CHARACTERS)
         name, colour = _shown_level(record.levelno)
         if self._colour and colour:
             name = f"{colour}{name}\x1b[0m"
         where = "" if record.levelno == logging.INFO else f" [{_location(record)}]"
-        line = f"[{self._time(record.created)}] {name}{where} {blotted(message)}"
+        line = f"[{self._time(record.created)}] {name}{where} {one_line(message)}"
         if record.exc_info:
             line = f"{line}\n{blotted(self.formatException(record.exc_info))}"
         return line[:LINE_MAX_CHARS]

@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def complain(text: str) -> None:
     """Write the one line on stderr that says why the command failed, if anybody still reads there."""
+    from nydusd.logs import one_line
+
     with suppress(OSError):
-        os.write(2, f"Error: {text}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, f"Error: {one_line(text)}\n".encode("utf-8", "backslashreplace"))
 
 
 def _open_standard_fds() -> None:
@@ -109,7 +111,7 @@ def fuse_options(options: "Namespace") -> "DaemonOptions":
         bootstrap=_path(options.bootstrap),
         config=_config(options),
         virtual_mountpoint=_virtual_mountpoint(options.virtual_mountpoint),
-        prefetch_files=read_prefetch_list(options.prefetch_files) if options.prefetch_files else (),
+        prefetch_files=_prefetch_files(options.prefetch_files),
         id=options.id,
         supervisor=_path(options.supervisor),
         failover_policy=FailoverPolicy(options.failover_policy),
@@ -161,6 +163,10 @@ def _config(options: "Namespace") -> "Config | None":
     if options.config is None:
         raise ConfigError("--bootstrap needs --config or --localfs-dir")
     return load_file(options.config, os.environ.get(PULL_AUTH_VARIABLE, ""))
+
+
+def _prefetch_files(path: str | None) -> tuple[str, ...]:
+    return () if path is None else read_prefetch_list(path)
 
 
 def _rotation(text: str) -> int:

@@ -26,7 +26,7 @@ KINDS: Final = {
     float: "a number with a fraction",
     str: "a string",
     list: "an array",
-    dict: "a table",
+    dict: "an object",
     type(None): "null",
 }
 
@@ -214,10 +214,11 @@ def boolean(value: object, place: Place) -> bool:
 
 def integer(maximum: int, minimum: int = 0) -> Reader:
     """Return a reader of integers of a range, both ends included."""
+    rule = f"an integer from {minimum} to {maximum}" if minimum < maximum else str(maximum)
 
     def read(value: object, place: Place) -> int:
         if type(value) is not int or not minimum <= value <= maximum:
-            place.refuse(value, f"an integer from {minimum} to {maximum}")
+            place.refuse(value, rule)
         return value
 
     return read

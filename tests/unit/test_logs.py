@@ -236,6 +236,12 @@ def test_a_log_file_without_extension_gets_one(given: str, meant: str):
     assert logs.log_path(given) == Path(meant)
 
 
+@pytest.mark.parametrize("given", ["", "/", "."])
+def test_a_log_file_needs_a_name(given: str):
+    with pytest.raises(ConfigError, match="must name a file"):
+        logs.log_path(given)
+
+
 def test_a_log_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path, root: logging.Logger):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"log file .*/file/x\.log: cannot be opened: "):

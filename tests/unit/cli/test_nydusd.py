@@ -212,11 +212,11 @@ def test_a_start_up_error_is_one_line_and_status_1(started, capfd, caplog):
 
 def test_what_the_daemon_raises_is_one_line_too(started, capfd, caplog, monkeypatch):
     def run(_: DaemonOptions) -> int:
-        raise BackendError("registry says no")
+        raise BackendError("registry says\nno, Bearer 0123456789abcdef")
 
     monkeypatch.setattr(sys.modules["nydusd.daemon.daemon"], "run", run)
     assert nydusd.main(["--mountpoint", "mnt"]) == 1
-    assert capfd.readouterr().err == "Error: registry says no\n"
+    assert capfd.readouterr().err == "Error: registry says\\nno, Bearer ***\n"
 
 
 def test_the_daemons_status_is_ours(started):

@@ -25,8 +25,8 @@ UNREADABLE = [
     ("[" * 100_000, "not JSON that can be read: nested too deeply"),
     ("a=" + "[" * 100_000, "neither JSON nor TOML: nested too deeply"),
     ("version = 2\nversion = 2\n", "neither JSON nor TOML: bad syntax at line 2, column 12"),
-    ("version = 0x" + "f" * 9000, "version is 36000 bits long, must be an integer from 2 to 2"),
-    ("version = 1979-05-27", "version is a date, must be an integer"),
+    ("version = 0x" + "f" * 9000, "version is 36000 bits long, must be 2"),
+    ("version = 1979-05-27", "version is a date, must be 2"),
     (" " * (1024 * 1024 + 1), "longer than 1048576 bytes"),
 ]
 
