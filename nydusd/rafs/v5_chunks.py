@@ -23,6 +23,7 @@ from nydusd.rafs.layout_v5 import (
     CHUNK_ENCRYPTED,
     CHUNK_HAS_CRC32,
     CHUNK_HOLE,
+    CHUNK_SIZE_MAX_BYTES,
     POSITION_SHIFT_BITS,
 )
 
@@ -100,8 +101,8 @@ class ChunkTableV5:
         return index if uncompressed_offset < offset + size else None
 
     def _sort(self) -> "array[int]":
-        known = (index for index in range(len(self._positions)) if self._has_record(index))
-        spans = sorted((*self.claim(index), index) for index in known)
+        known = (at for at in enumerate(self._positions) if at[1] != NO_RECORD)
+        spans = sorted((*self.claim(index), index) for index, _ in known)
         end = 0
         for offset, size, index in spans:
             if offset < end:
@@ -111,29 +112,23 @@ class ChunkTableV5:
         self._order = array("I", (index for _, _, index in spans))
         return array("Q", (offset for offset, _, _ in spans))
 
-    def _has_record(self, index: int) -> bool:
-        return self._positions[index] != NO_RECORD
-
     def _position(self, index: int) -> int:
         """Return the file offset of the record of chunk `index`."""
         if not 0 <= index < len(self._positions):
             rule = f"must be below {len(self._positions)}"
             raise FormatError("chunk index", index, rule, self._source)
-        if not self._has_record(index):
+        if self._positions[index] == NO_RECORD:
             raise FormatError(f"chunk {index}", "absent", "no file refers to it", self._source)
         return self._positions[index] << POSITION_SHIFT_BITS
 
     def _check(self, chunk: Chunk, where: str) -> None:
         info = self._info
-        for field, size in (
-            ("stored size", chunk.compressed_size),
-            ("size", chunk.uncompressed_size),
+        for field, size, limit in (
+            ("stored size", chunk.compressed_size, CHUNK_SIZE_MAX_BYTES),
+            ("size", chunk.uncompressed_size, info.chunk_size),
         ):
-            if size == 0:
-                raise FormatError(f"{where} {field}", 0, "must not be zero", self._source)
-        if chunk.uncompressed_size > info.chunk_size:
-            rule = f"must be {info.chunk_size} at most"
-            raise FormatError(f"{where} size", chunk.uncompressed_size, rule, self._source)
+            if not 0 < size <= limit:
+                raise FormatError(f"{where} {field}", size, f"must be 1 to {limit}", self._source)
         if not chunk.is_compressed and chunk.compressed_size != chunk.uncompressed_size:
             rule = f"must be {chunk.uncompressed_size}, for it is stored plain"
             raise FormatError(f"{where} stored size", chunk.compressed_size, rule, self._source)

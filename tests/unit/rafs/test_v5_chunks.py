@@ -107,9 +107,10 @@ def test_overlapping_chunks_are_not_searched() -> None:
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
-        ({"uncompressed_size": 0}, "must not be zero"),
-        ({"compressed_size": 0}, "must not be zero"),
-        ({"uncompressed_size": 4097}, "at most"),
+        ({"uncompressed_size": 0}, "must be 1 to 4096"),
+        ({"compressed_size": 0}, "must be 1 to 16777216"),
+        ({"uncompressed_size": 4097}, "must be 1 to 4096"),
+        ({"compressed_size": (16 << 20) + 1, "flags": 1}, "must be 1 to 16777216"),
         ({"uncompressed_size": 4}, "stored plain"),
         ({"compressed_size": 4}, "stored plain"),
         ({"compressed_offset": 1 << 60}, "chunk data"),
