@@ -36,6 +36,7 @@ _UMOUNT_NOFOLLOW: Final = 8
 _AT_FDCWD: Final = -100
 _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_BASIC_AND_BIRTH: Final = 0xFFF
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
 _STATX_BYTES: Final = 256
@@ -139,19 +140,7 @@ def _mount_by_fusermount(mountpoint: Path, *, writable: bool) -> int:
 
 def identify(path: Path) -> MountIdentity:
     """Return which mount `path` leads to, without a request to whoever serves it."""
-    record = ctypes.create_string_buffer(_STATX_BYTES)
-    failed = _libc.statx(
-        _AT_FDCWD,
-        os.fsencode(path),
-        _AT_STATX_DONT_SYNC | _AT_NO_AUTOMOUNT,
-        ctypes.c_uint(_STATX_MNT_ID_UNIQUE),
-        record,
-    )
-    if failed:
-        try:
-            _raise_errno(path)
-        except OSError as exc:
-            raise MountError(f"statx of {path}: {exc.strerror}") from exc
+    record = _statx(path, _AT_STATX_DONT_SYNC, _STATX_MNT_ID_UNIQUE)
     # struct statx: stx_mask at 0, stx_dev_major at 136, stx_dev_minor at 140, stx_mnt_id at 144.
     mask = ctypes.c_uint32.from_buffer(record, 0).value
     major = ctypes.c_uint32.from_buffer(record, 136).value
@@ -159,6 +148,28 @@ def identify(path: Path) -> MountIdentity:
     known = mask & (_STATX_MNT_ID | _STATX_MNT_ID_UNIQUE)
     mount_id = ctypes.c_uint64.from_buffer(record, 144).value if known else 0
     return MountIdentity(major << 20 | minor, mount_id, bool(mask & _STATX_MNT_ID_UNIQUE))
+
+
+def ask_all_attributes(path: Path) -> None:
+    """Make the kernel ask whoever serves `path` for all that a later stat(2) or statx(2) may want.
+
+    That includes the time of birth: stat(1) wants it, and once the kernel has learned that the server has
+    none, it answers from its cache.
+    """
+    _statx(path, 0, _STATX_BASIC_AND_BIRTH)
+
+
+def _statx(path: Path, flags: int, mask: int) -> "ctypes.Array[ctypes.c_char]":
+    record = ctypes.create_string_buffer(_STATX_BYTES)
+    failed = _libc.statx(
+        _AT_FDCWD, os.fsencode(path), flags | _AT_NO_AUTOMOUNT, ctypes.c_uint(mask), record
+    )
+    if failed:
+        try:
+            _raise_errno(path)
+        except OSError as exc:
+            raise MountError(f"statx of {path}: {exc.strerror}") from exc
+    return record
 
 
 def detach(mountpoint: Path) -> None:

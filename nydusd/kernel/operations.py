@@ -100,16 +100,16 @@ def answered(
             raise pyfuse3.FUSEError(refusal.errno) from None
         except NydusError as fault:
             number = errno_of(fault)
-            if number != errno.ENOENT:
-                self.faults.report(
-                    (name, self.describe(nodeid).partition(" ")[0], type(fault)),
-                    f"{name} failed: {self.describe(nodeid)}{_range(name, args)}"
-                    f" errno={errno.errorcode[number]} error={fault}",
-                )
+            where = self.describe(nodeid)
+            self.faults.report(
+                (name, where.partition(" ")[0], type(fault).__name__),
+                f"{name} failed: {where}{_range(name, args)}"
+                f" errno={errno.errorcode[number]} error={fault}",
+            )
             raise pyfuse3.FUSEError(number) from None
         except Exception as bug:  # noqa: BLE001 - boundary (docs/style.md §3.4): it would end the mount
             self.faults.report(
-                (name, type(bug)),
+                (name, type(bug).__name__),
                 f"bug: {name} {self.describe(nodeid)}{_range(name, args)}",
                 level=logging.ERROR,
                 bug=bug,

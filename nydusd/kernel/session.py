@@ -2,7 +2,8 @@
 
 Owns     the mount and its /dev/fuse descriptor. libfuse gets a duplicate of the descriptor, or another
          one in its place (`libfuse_fd`), so that ours can be sent to a supervisor, and a relay can stand
-         between the kernel and libfuse (docs/design.md §4, Takeover).
+         between the kernel and libfuse (docs/design.md §4, Takeover). Before that it gets a socket, for
+         INIT alone (kernel/handshake.py).
 Callers  daemon/, in the trio thread.
 Raises   MountError; StateError for a second session at the same time.
 Cancel   a cancelled `serve` leaves the requests in flight unanswered: they fail when the last descriptor
@@ -14,6 +15,8 @@ import errno
 import logging
 import os
 import select
+import socket
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +24,7 @@ import pyfuse3
 import trio
 
 from nydusd.errors import StateError
-from nydusd.kernel import mount, notify
+from nydusd.kernel import handshake, mount, notify
 from nydusd.kernel.mount import MountError, MountIdentity
 from nydusd.kernel.operations import GuardedOperations
 from nydusd.kernel.vfs import Stale
@@ -35,9 +38,7 @@ IDLE_TASKS: Final = 4
 STOP_GRACE_S: Final = 10.0  # what requests in flight get to end after stop()
 PRIME_TIMEOUT_S: Final = 10.0
 INVALIDATE_TIMEOUT_S: Final = 10.0
-# Not 12, the kernel's default: readahead of a few files would fill it (spec fs-behaviour §2).
-MAX_BACKGROUND: Final = 65535
-CONGESTION_THRESHOLD: Final = 49149
+HANDSHAKE_TIMEOUT_S: Final = 10.0
 _OVER: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT, errno.ECONNABORTED})
 
 
@@ -46,13 +47,22 @@ class Session:
 
     _serving: "Session | None" = None  # the one that pyfuse3's globals belong to
 
-    def __init__(self, mountpoint: Path, fuse_fd: int, identity: MountIdentity) -> None:
+    def __init__(
+        self,
+        mountpoint: Path,
+        fuse_fd: int,
+        identity: MountIdentity,
+        *,
+        init_request: bytes | None = None,
+    ) -> None:
         """Take over a mounted session: `fuse_fd` is its /dev/fuse descriptor and now belongs to this object.
 
+        init_request: what the predecessor had as `init_request`, if the kernel's INIT is answered already.
         `Session.mount` makes a new one.
         """
         self.mountpoint = mountpoint
         self.fuse_fd = fuse_fd
+        self.init_request = init_request  # set once `serve` has started
         self._identity = identity
         self._stop = trio.Event()
         self._stop_grace_s = STOP_GRACE_S
@@ -94,38 +104,67 @@ class Session:
     ) -> None:
         """Answer requests until the kernel ends the session or `stop` is called; once per session.
 
-        libfuse_fd: what libfuse reads and writes, and then closes; default: a duplicate of `fuse_fd`.
-        Raises MountError if reading requests fails otherwise, StateError if this process serves already.
+        libfuse_fd: what libfuse reads and writes behind INIT, which stays the caller's; default: `fuse_fd`.
+        Raises MountError if INIT or reading requests fails, StateError if this process serves already.
         """
         if Session._serving is not None:
             raise StateError("Serve", f"serving {Session._serving.mountpoint}")
-        if libfuse_fd is None:
-            libfuse_fd = os.dup(self.fuse_fd)
         Session._serving = self
-        try:
-            # No options: those of the mount are the kernel's, and ours are already given.
-            pyfuse3.init(operations, f"/dev/fd/{libfuse_fd}", set())
-        except BaseException:
-            Session._serving = None
-            os.close(libfuse_fd)
-            raise
-        quiet = _NoiseFilter()
-        pyfuse3_log = logging.getLogger("pyfuse3")
-        pyfuse3_log.addFilter(quiet)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._limit_stop, operations, nursery.cancel_scope)
-                task_status.started()
-                await self._answer()
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise _unwrap(group) from group
-        finally:
-            pyfuse3.close(unmount=False)
-            pyfuse3_log.removeFilter(quiet)
-            Session._serving = None
-            operations.faults.flush()
+        ours, libfuses = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel = libfuses.detach()
+        with ours:
+            try:
+                ours.setblocking(False)
+                os.set_blocking(channel, False)
+                # No options: those of the mount are the kernel's, and it has them.
+                pyfuse3.init(operations, f"/dev/fd/{channel}", set())
+            except BaseException:
+                Session._serving = None
+                os.close(channel)
+                raise
+            quiet = _NoiseFilter()
+            pyfuse3_log = logging.getLogger("pyfuse3")
+            pyfuse3_log.addFilter(quiet)
+            try:
+                await self._negotiate(ours)
+                os.dup2(
+                    self.fuse_fd if libfuse_fd is None else libfuse_fd, channel, inheritable=False
+                )
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._limit_stop, operations, nursery.cancel_scope)
+                    task_status.started()
+                    await self._answer()
+                    nursery.cancel_scope.cancel()
+            except BaseExceptionGroup as group:
+                raise _unwrap(group) from group
+            finally:
+                pyfuse3.close(unmount=False)  # and with it the channel
+                pyfuse3_log.removeFilter(quiet)
+                Session._serving = None
+                operations.faults.flush()
         log.info("no longer serving mountpoint=%s", self.mountpoint)
+
+    async def _negotiate(self, ours: socket.socket) -> None:
+        """Let libfuse answer INIT over the socket; pass the answer on unless the kernel has had it."""
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                is_new = self.init_request is None
+                if self.init_request is None:
+                    await trio.lowlevel.wait_readable(self.fuse_fd)
+                    self.init_request = os.read(self.fuse_fd, handshake.REQUEST_MAX_BYTES)
+                head = handshake.check_request(self.init_request)
+                ours.send(self.init_request)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(pyfuse3.main, min_tasks=1, max_tasks=1))
+                    await trio.lowlevel.wait_readable(ours)
+                    nursery.cancel_scope.cancel()  # libfuse has answered, and its task waits for more
+                reply = handshake.amended(ours.recv(handshake.REPLY_MAX_BYTES), head)
+                if is_new:
+                    os.write(self.fuse_fd, reply)
+        except trio.TooSlowError as exc:
+            raise MountError(f"INIT of {self.mountpoint}: not in {HANDSHAKE_TIMEOUT_S} s") from exc
+        except OSError as exc:
+            raise MountError(f"INIT of {self.mountpoint}: {exc}") from exc
 
     async def _answer(self) -> None:
         """Run pyfuse3's loop, again as long as it ends for nothing.
@@ -174,32 +213,20 @@ class Session:
             pyfuse3.terminate()
 
     async def prime(self) -> None:
-        """Ask for our own root once, so that INIT is done and the kernel has the root's attributes cached.
+        """Ask for our own root once, so that the kernel has its attributes cached.
 
         After that a stat of the mountpoint returns even if this process is dead, which is what a
         snapshotter's recovery relies on (spec api §8.3). Call it while `serve` runs.
         """
-        answered = False
-        with trio.move_on_after(PRIME_TIMEOUT_S):
-            try:
-                await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
-            except OSError as exc:
-                raise MountError(f"stat of our own mountpoint {self.mountpoint}: {exc}") from exc
-            answered = True
-        if not answered:
-            raise MountError(
-                f"stat of our own mountpoint {self.mountpoint}: no answer in {PRIME_TIMEOUT_S} s"
-            )
-        self._widen_queue()
-
-    def _widen_queue(self) -> None:
-        """Raise the connection's limits, where sysfs lets us: libfuse gives pyfuse3 no say in INIT."""
-        connection = Path(f"/sys/fs/fuse/connections/{self.connection_id}")
         try:
-            (connection / "max_background").write_text(str(MAX_BACKGROUND))
-            (connection / "congestion_threshold").write_text(str(CONGESTION_THRESHOLD))
-        except OSError as exc:
-            log.debug("connection keeps the kernel's default limits: %s", exc)
+            with trio.fail_after(PRIME_TIMEOUT_S):
+                await trio.to_thread.run_sync(
+                    mount.ask_all_attributes, self.mountpoint, abandon_on_cancel=True
+                )
+        except trio.TooSlowError as exc:
+            raise MountError(
+                f"our own mountpoint {self.mountpoint}: no answer in {PRIME_TIMEOUT_S} s"
+            ) from exc
 
     async def invalidate(self, stale: Stale) -> None:
         """Make the kernel forget what `Vfs.stale` named. Call it while `serve` runs.

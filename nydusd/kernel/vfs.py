@@ -7,8 +7,8 @@ nodeid the kernel never looks up anew, is just one more of them.
 
 Owns     the mount table, the pseudo directories, and how many files are open per index.
 Callers  kernel/namespace.py for requests, daemon/ for attach and detach; all in the trio thread.
-Raises   NotFoundError for a nodeid whose image was detached; ConfigError, ExistsError, NotFoundError and
-         UnsupportedError from attach and detach, which then have changed nothing; else what Tree raises.
+Raises   Refusal (ENOENT) for a nodeid whose image was detached; ConfigError, ExistsError, NotFoundError
+         and UnsupportedError from attach and detach, which then have changed nothing; else what Tree raises.
 
 The kernel caches names and attributes for ever. After attach, and after detach, whoever called passes
 `stale(mountpoint)` to `Session.invalidate`.
@@ -208,7 +208,7 @@ class Vfs:
         """Return the child of that name.
 
         None is an image's "no", which holds as long as the mount; a pseudo directory, where a mountpoint
-        may appear, raises NotFoundError instead.
+        may appear, refuses with ENOENT instead.
         """
         place = self._place(parent)
         if isinstance(place, _PseudoDirectory):
@@ -276,7 +276,7 @@ class Vfs:
         return Statfs(STATFS_BLOCK_BYTES, NAME_MAX_BYTES, 0)
 
     def open(self, nodeid: int) -> None:
-        """Note one more open file or directory. Raises NotFoundError for a stale nodeid."""
+        """Note one more open file or directory. Raises Refusal for a stale nodeid."""
         self._place(nodeid)
         self._open_files[nodeid >> INDEX_SHIFT] += 1
 
@@ -322,7 +322,7 @@ class Vfs:
             return (directory.parent or directory).entry()
         child = directory.children.get(name)
         if child is None:
-            raise NotFoundError(f"{directory.path()} leads to no mount of that name")
+            raise Refusal(errno.ENOENT, f"{directory.path()} leads to no mount of that name")
         return child.entry()
 
     def _mounted(self, mountpoint: str) -> _PseudoDirectory:

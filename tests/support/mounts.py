@@ -44,7 +44,8 @@ def require_mounts() -> None:
 
 
 def is_mounted(path: Path) -> bool:
-    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").open())
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(path) for line in lines)
 
 
 def umount_lazily(path: Path) -> None:
@@ -58,6 +59,7 @@ def temporary_mountpoint() -> Iterator[Path]:
     require_mounts()
     with tempfile.TemporaryDirectory(prefix="nydusd-test-") as place:
         path = Path(place).resolve() / "mnt"
+        path.parent.chmod(0o755)  # other users are to reach the mount
         path.mkdir()
         try:
             yield path
