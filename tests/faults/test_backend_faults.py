@@ -12,6 +12,7 @@ import trio
 
 from nydusd.config.model import HttpOptions, RegistryConfig, Secret
 from nydusd.errors import AuthError, BackendError, ClosedError, ThrottledError
+from nydusd.storage.backend.attempts import PLACES
 from nydusd.storage.backend.base import Priority
 from nydusd.storage.backend.registry import RegistryBackend
 from nydusd.units import KIB, MIB
@@ -328,3 +329,32 @@ async def test_redirects_in_a_circle_end(nursery: trio.Nursery) -> None:
         with pytest.raises(BackendError, match="redirected more than"):
             await backend.read(BLOB_ID, 0, 100)
     assert len(double.seen) == 6
+
+
+async def test_readers_that_leave_amid_faults_lose_no_place_and_no_connection(
+    nursery: trio.Nursery,
+) -> None:
+    chance = random.Random(11)
+    double = double_with()
+    faults = [ResetAfter(None), ResetAfter(10), FreezeAfter(5), BodyOff(-1), IgnoreRange()]
+
+    async def leave_or_read() -> None:
+        length = chance.choice([1, 4096, len(DATA)])
+        with trio.move_on_after(chance.random() * 0.02):
+            try:
+                body = await backend.read(BLOB_ID, len(DATA) - length, length)
+            except BackendError:
+                return
+            assert body == DATA[-length:]
+
+    async with served(nursery, double) as backend:
+        for _ in range(15):
+            double.faults.extend(chance.choices(faults, k=5))
+            async with trio.open_nursery() as readers:
+                for _ in range(20):
+                    readers.start_soon(leave_or_read)
+        double.faults.clear()
+        async with trio.open_nursery() as readers:
+            for _ in range(PLACES):
+                readers.start_soon(backend.read, BLOB_ID, 0, len(DATA))
+    await double.until_quiet()

@@ -145,6 +145,13 @@ class HttpDouble:
         self.frozen: set[int] = set()  # connections, from 1, that answer nothing more
         self._answer = answer
         self._more_seen = trio.Event()
+        self._open: set[trio.SocketStream] = set()
+        self._one_closed = trio.Event()
+
+    async def until_quiet(self) -> None:
+        """Wait until the other side has closed every connection, frozen ones too."""
+        while self._open:
+            await self._one_closed.wait()
 
     async def until_seen(self, count: int) -> None:
         """Wait until so many requests have come."""
@@ -167,19 +174,24 @@ class HttpDouble:
         self.connections += 1
         number = self.connections
         buffer = bytearray()
+        self._open.add(stream)
         try:
             while (seen := await _read_request(stream, buffer, number)) is not None:
                 self.seen.append(seen)
                 self._more_seen.set()
                 self._more_seen = trio.Event()
                 if number in self.frozen:
-                    await trio.sleep_forever()
+                    await _until_left(stream)
+                    return
                 if not await self._serve(stream, seen):
                     return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client left
         finally:
             stream.socket.close()
+            self._open.discard(stream)
+            self._one_closed.set()
+            self._one_closed = trio.Event()
 
     async def _serve(self, stream: trio.SocketStream, seen: Seen) -> bool:
         """Answer one request; return whether the connection goes on."""
@@ -195,7 +207,8 @@ class HttpDouble:
                 _reset(stream)
                 return False
             case FreezeAfter(None):
-                await trio.sleep_forever()
+                await _until_left(stream)
+                return False
         reply = self._reply(seen)
         match fault:
             case IgnoreRange(chunked):
@@ -212,7 +225,8 @@ class HttpDouble:
                 return False
             case FreezeAfter(int(count)):
                 await stream.send_all(reply.head() + reply.body[:count])
-                await trio.sleep_forever()
+                await _until_left(stream)
+                return False
             case Drip(every_s):
                 await stream.send_all(reply.head())
                 for byte in reply.body:
@@ -255,6 +269,12 @@ async def _send(
 ) -> bool:
     await stream.send_all(reply.head() + (b"" if seen.method == "HEAD" else reply.wire()))
     return goes_on
+
+
+async def _until_left(stream: trio.SocketStream) -> None:
+    """Say nothing until the client closes."""
+    while await stream.receive_some(HEAD_MAX_BYTES):
+        pass
 
 
 def _reset(stream: trio.SocketStream) -> None:

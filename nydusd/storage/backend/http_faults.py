@@ -4,12 +4,10 @@ Pure. Everything here ends as BackendError, AuthError or ThrottledError, `tempor
 retry policy looks at nothing else.
 """
 
-import html
 import json
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -61,6 +59,8 @@ def words_of(body: bytes, secrets: Iterable[str] = ()) -> str:
     words = _json_words(text) if text.lstrip().startswith("{") else None
     if words is None:
         if text.lstrip().startswith("<"):
+            import html  # 2,231 entities: only for those who send markup
+
             parts = [html.unescape(part[1]) for part in _XML_PART.findall(text)]
             words = ": ".join(parts) if parts else _TAG.sub(" ", text)
         else:
@@ -94,6 +94,8 @@ def retry_after_s(value: str | None, now: Callable[[], datetime] | None = None) 
     text = value.strip()
     if text.isascii() and text.isdigit():
         return float(text[:10])
+    from email.utils import parsedate_to_datetime  # the whole of `email`, for a rare date
+
     try:
         at = parsedate_to_datetime(text)
     except ValueError:

@@ -4,6 +4,10 @@ A read is one GET with a Range. The registry may ask for credentials (auth.py) a
 storage host, which never sees them; where it sent us is remembered per blob and tried first, until
 it stops to answer.
 
+The first readers are not held behind one of them, as the reference does (spec backends §6.2): each
+opens its connection and gets its 401 at once, and all wait for one token. That saves them the round
+trips of a connection, and costs some empty answers once.
+
 Owns     one HTTP client with its connections, made at the first request; what auth.py remembers.
 Callers  tasks of the trio thread.
 Raises   BackendError, AuthError, ThrottledError, ClosedError. ConfigError from the constructor only.
