@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from nydusd.cli.arguments import LOG_LEVELS, Parser
 from nydusd.errors import ConfigError, NydusError, UnsupportedError
@@ -50,16 +50,22 @@ COMMANDS_NOT_YET: Final = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in ("-V", "--version"):
+        from nydusd.version import version_text
+
+        sys.stdout.write(f"{version_text('nydus-image')}\n")
+        return EXIT_OK
+    if words and words[0] in COMMANDS_NOT_YET:
+        _say(f"Error: nydus-image {words[0]} is not supported yet\n")
+        return EXIT_ERROR
     options = _parser().parse_args(words)
     try:
         _start_log(options)
         if options.command == "create":
             return _create(options)
-        if options.command == "check":
-            from nydusd.cli.image_check import run
+        from nydusd.cli.image_check import run
 
-            return run(options)
-        raise UnsupportedError(f"nydus-image {options.command} is not supported yet")
+        return run(options)
     except (NydusError, OSError) as exc:
         _say(f"Error: {_text(exc)}\n")
         return EXIT_ERROR
@@ -82,28 +88,11 @@ def _text(exc: Exception) -> str:
 
 def _parser() -> Parser:
     parser = Parser(prog="nydus-image", description="Builds and checks RAFS images.")
-    parser.add_argument("-V", "--version", action=_ShowVersion, nargs=0, help="show the version")
+    parser.add_argument("-V", "--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_create(commands.add_parser("create", help="build an image from a folder"))
     _add_check(commands.add_parser("check", help="check an image"))
-    for name in COMMANDS_NOT_YET:
-        other = commands.add_parser(name, add_help=False)
-        other.add_argument("rest", nargs=argparse.REMAINDER)
-        other.set_defaults(log_level="info", log_file=None)
     return parser
-
-
-class _ShowVersion(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,  # noqa: ARG002  argparse's signature
-        values: str | Sequence[Any] | None,  # noqa: ARG002
-        option_string: str | None = None,  # noqa: ARG002
-    ) -> None:
-        from nydusd.version import version_text
-
-        parser.exit(0, f"{version_text('nydus-image')}\n")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
