@@ -6,7 +6,8 @@ Callers  cli.image, demo, tests, benchmarks.
 Raises   BuildError (the tree or a file in it), ConfigError, OSError of the output files.
 Cancel   not cancellable; KeyboardInterrupt removes the temporary files.
 
-Memory: some 300 bytes per name, 150 per distinct chunk, and a few batches of file data.
+Memory: some 400 bytes per name, 300 per distinct chunk, and a few batches of file data; the bootstrap
+is written through a mapping of its file.
 """
 
 import hashlib

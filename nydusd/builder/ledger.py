@@ -1,6 +1,6 @@
 """The chunks of the blob being written, each kept once (spec blob §8, rafs-v5 §7).
 
-Owns     columns of plain numbers, some 150 bytes per distinct chunk with its look-up entry, and four
+Owns     columns of plain numbers, some 300 bytes per distinct chunk with its look-up entry, and four
          bytes per reference of a file to a chunk.
 Callers  the thread that writes the blob adds; worker threads only ask `position_of`.
 Raises   BuildError where a field of the format would overflow.

@@ -4,7 +4,7 @@ Owns     nothing: a scan opens and closes what it reads.
 Callers  build; the bootstrap writers walk the result.
 Raises   BuildError naming the path that could not be read or cannot be expressed in an image.
 
-Memory is in proportion to the number of names (some 300 bytes each), never to file contents.
+Memory is in proportion to the number of names (some 400 bytes each), never to file contents.
 """
 
 import errno

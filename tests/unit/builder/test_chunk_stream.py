@@ -65,7 +65,13 @@ def test_batches_of_any_size_give_the_same_blob(
     for number in range(40):
         (tmp_path / f"{number:02}").write_bytes(text_bytes(str(number % 7), 700 * number))
     expected = store(tmp_path, BuildOptions(chunk_size=CHUNK))
-    for batch_bytes, pieces in ((CHUNK, 1024), (3 * CHUNK + 5, 1024), (MIB, 1), (MIB, 3)):
+    for batch_bytes, pieces, small in (
+        (CHUNK, 1024, 0),
+        (3 * CHUNK + 5, 1024, 0),
+        (MIB, 1, 2 * KIB),
+        (MIB, 3, MIB),
+    ):
+        monkeypatch.setattr(chunk_stream, "SMALL_PIECE_BYTES", small)
         monkeypatch.setattr(reader, "BATCH_BYTES", batch_bytes)
         monkeypatch.setattr(chunk_stream, "BATCH_BYTES", batch_bytes)
         monkeypatch.setattr(reader, "BATCH_PIECES", pieces)
