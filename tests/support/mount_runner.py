@@ -2,6 +2,8 @@
 
     python -m tests.support.mount_runner MOUNTPOINT IMAGE=SESSION_PATH…
 
+IMAGE is a name in IMAGES or a bootstrap file.
+
 Prints one JSON line per event on stdout, takes one JSON list per line on stdin: [command, argument…].
 """
 
@@ -19,12 +21,13 @@ from typing import Any
 import trio
 
 from nydusd.config.model import RafsConfig
-from nydusd.errors import AuthError, BackendError
+from nydusd.errors import AuthError, BackendError, UnsupportedError
 from nydusd.kernel.namespace import Namespace
 from nydusd.kernel.session import Session
-from nydusd.kernel.tree import Tree
+from nydusd.kernel.tree import FileReader, Tree
 from nydusd.kernel.vfs import Vfs
-from nydusd.rafs.model import SuperblockFlag
+from nydusd.rafs.bootstrap import open_bootstrap
+from nydusd.rafs.model import Inode, SuperblockFlag
 from tests.support.fake_bootstrap import FakeImage
 
 BIG = bytes(range(256)) * 4096 * 3  # 3 MiB, no two pages of a chunk alike in place
@@ -69,6 +72,16 @@ def plain() -> FakeImage:
     return image
 
 
+class NamesOnly:
+    """A real bootstrap without its blobs."""
+
+    def __init__(self, bootstrap: Path) -> None:
+        self.bootstrap = open_bootstrap(bootstrap)
+
+    async def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        raise UnsupportedError(f"inode {inode.ino}: no blobs here")
+
+
 IMAGES: dict[str, Callable[[], FakeImage]] = {"rich": rich, "plain": plain}
 
 
@@ -82,8 +95,11 @@ class Runner:
         self.session = Session.mount(mountpoint)
 
     def attach_silently(self, kind: str, path: str) -> int:
-        image = IMAGES[kind]()
-        self.images[path] = image
+        image: FileReader
+        if kind in IMAGES:
+            image = self.images[path] = IMAGES[kind]()
+        else:
+            image = NamesOnly(Path(kind))
         config = RafsConfig(iostats_files=True, access_pattern=True, latest_read_files=True)
         return self.vfs.attach(path, Tree(image, config, path, mounted_at_s=MOUNTED_AT_S))
 
