@@ -12,7 +12,7 @@ from nydusd.builder.chunk_stream import ChunkStream
 from nydusd.builder.encode import Batch
 from nydusd.builder.ledger import ChunkLedger
 from nydusd.builder.options import BuildOptions
-from nydusd.builder.tree import Node, scan
+from nydusd.builder.tree import BuildError, Node, scan
 from nydusd.units import KIB, MIB
 from tests.support.source_trees import seeded_bytes, text_bytes
 
@@ -143,7 +143,6 @@ def test_the_chunk_table_comes_sorted_by_digest(tmp_path: Path) -> None:
 
 def test_more_chunks_than_an_index_can_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from nydusd.builder import ledger as ledger_module
-    from nydusd.builder.tree import BuildError
 
     monkeypatch.setattr(ledger_module, "CHUNKS_MAX", 2)
     ledger = ChunkLedger(aligned=False)
@@ -151,3 +150,17 @@ def test_more_chunks_than_an_index_can_count_are_refused(monkeypatch: pytest.Mon
         ledger.add(bytes([number]) * 32, 0, 1, 1, 0, is_compressed=False)
     with pytest.raises(BuildError, match="larger --chunk-size"):
         ledger.add(b"x" * 32, 0, 1, 1, 0, is_compressed=False)
+
+
+def test_files_opened_ahead_are_closed_whatever_happens(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number:03}").write_bytes(b"%d" % number)
+    files = files_of(tmp_path)
+    (tmp_path / "050").unlink()
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(BuildError, match="/050: No such file"),
+        ChunkStream(os.fsencode(tmp_path), PLAIN, ChunkLedger(aligned=False), len) as stream,
+    ):
+        stream.add(files)
+    assert len(os.listdir("/proc/self/fd")) == before
