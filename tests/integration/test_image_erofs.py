@@ -1,0 +1,78 @@
+"""The kernel's own EROFS mounts what the builder writes: bootstrap and plain blob, no daemon at all."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nydusd import native
+from nydusd.blob.model import Codec
+from nydusd.builder.blob_files import BlobFiles
+from nydusd.builder.build import build_image
+from nydusd.builder.options import BuildOptions
+from nydusd.rafs.bootstrap import open_bootstrap
+from nydusd.units import KIB, MIB
+from tests.support.image_trees import folder_tree
+from tests.support.source_trees import write_tree
+
+MS_RDONLY = 1
+MNT_DETACH = 2
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def kernel_can() -> bool:
+    """EROFS on plain files came with Linux 6.12; the module may not be loaded yet."""
+    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    return (
+        os.geteuid() == 0
+        and release >= (6, 12)
+        and "erofs" in Path("/proc/filesystems").read_text()
+    )
+
+
+pytestmark = pytest.mark.skipif(
+    not kernel_can(), reason="needs root and a kernel that mounts EROFS from files (6.12)"
+)
+
+
+@contextmanager
+def erofs(bootstrap: Path, device: Path, mountpoint: Path) -> Iterator[Path]:
+    mountpoint.mkdir()
+    options = f"device={device}".encode()
+    if libc.mount(os.fsencode(bootstrap), os.fsencode(mountpoint), b"erofs", MS_RDONLY, options):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(bootstrap))
+    try:
+        yield mountpoint
+    finally:
+        libc.umount2(os.fsencode(mountpoint), MNT_DETACH)
+
+
+def write_plain_blob(bootstrap: Path, blob_dir: Path, plain: Path) -> None:
+    """Decode the whole blob into its plain address space, as the cache holds it."""
+    image = open_bootstrap(bootstrap)
+    (info,) = image.blobs
+    table = BlobFiles(blob_dir).chunk_table(info, image.digests(0))
+    stored = (blob_dir / info.blob_id).read_bytes()
+    chunks = [table.chunk(index) for index in range(len(table))]
+    with plain.open("wb") as file:
+        file.truncate(info.uncompressed_size)
+        results = native.decode_to_file(stored, 0, chunks, info.codec, info.digester, file.fileno())
+    assert {result.status for result in results} == {native.Status.SAVED}
+    image.close()
+
+
+@pytest.mark.parametrize("chunk_size", [4 * KIB, MIB, 16 * MIB])
+def test_the_kernel_shows_the_folder_from_bootstrap_and_plain_blob(
+    tmp_path: Path, chunk_size: int
+) -> None:
+    source = write_tree(tmp_path / "source")
+    options = BuildOptions(codec=Codec.LZ4_BLOCK, chunk_size=chunk_size)
+    build_image(source, options, tmp_path / "boot", tmp_path / "blobs")
+    write_plain_blob(tmp_path / "boot", tmp_path / "blobs", tmp_path / "plain")
+    with erofs(tmp_path / "boot", tmp_path / "plain", tmp_path / "mnt") as mounted:
+        assert folder_tree(mounted) == folder_tree(source)
