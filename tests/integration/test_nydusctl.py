@@ -33,7 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response_only(status, "")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(text)
+        if text:  # else the client may be gone already
+            self.wfile.write(text)
 
     def log_message(self, *args: object) -> None:
         pass
