@@ -11,11 +11,12 @@ and refused by name: to go on without them would not be what was asked for.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from nydusd.cli.arguments import LOG_LEVELS, Parser
 from nydusd.errors import ConfigError, NydusError, UnsupportedError
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"Error: nydus-image {words[0]} is not supported yet\n")
         return EXIT_ERROR
     options = _parser().parse_args(words)
+    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed then, too
     try:
         _start_log(options)
         if options.command == "create":
@@ -72,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("Error: interrupted\n")
         return EXIT_ERROR
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:
@@ -105,7 +111,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_create(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="folder to make an image of")
-    add("-t", "--type", choices=TYPES + TYPES_NOT_YET, default="dir-rafs", help="%(default)s")
+    add(
+        "-t",
+        "--type",
+        choices=TYPES + TYPES_NOT_YET,
+        default="dir-rafs",
+        metavar="TYPE",
+        help="only %(default)s (= directory) is built so far",
+    )
     add("-B", "--bootstrap", type=Path, metavar="FILE", help="where the metadata goes")
     add("-D", "--blob-dir", type=Path, metavar="DIR", help="folder for the blob, named by its id")
     add("-b", "--blob", type=Path, metavar="FILE", help="where the blob goes, instead of -D")
@@ -124,14 +137,19 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
         "--compressor",
         choices=("none", "lz4_block", "zstd"),
         default="zstd",
-        help="%(default)s",
+        help="default: %(default)s",
     )
-    add("--digester", choices=("blake3", "sha256"), default="blake3", help="%(default)s")
+    add("--digester", choices=("blake3", "sha256"), default="blake3", help="default: %(default)s")
     add("-v", "--fs-version", choices=("5", "6"), default="6", help="RAFS version, default: 6")
     add("--features", choices=("blob-toc",), help="blob-toc: end the blob with a table of contents")
     add("--aligned-chunk", action="store_true", help="v5: chunks start on 4 KiB of the plain blob")
     add("--repeatable", action="store_true", help="same folder, same bytes (always so here)")
-    add("--whiteout-spec", choices=("oci", "overlayfs", "none"), default="oci", help="%(default)s")
+    add(
+        "--whiteout-spec",
+        choices=("oci", "overlayfs", "none"),
+        default="oci",
+        help="marker files to leave out, default: %(default)s",
+    )
     add("--prefetch-policy", choices=("fs", "blob", "none"), default="none",
         help="take a list of paths from stdin, to be fetched early")  # fmt: skip
     add(
@@ -140,9 +158,8 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
         default=os.cpu_count() or 1,
         help="that compress; default: one per CPU",
     )
-    add(
-        "--external-blob", type=Path, help=argparse.SUPPRESS
-    )  # nothing goes there without attributes
+    # Tools of the reference always name it; without --attributes nothing goes there.
+    add("--external-blob", type=Path, help=argparse.SUPPRESS)
     add("-C", "--config", help=argparse.SUPPRESS)
     for flags, takes_value in OPTIONS_NOT_YET:
         if takes_value:

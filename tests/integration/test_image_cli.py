@@ -3,14 +3,16 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.image_trees import folder_tree, image_tree
-from tests.support.source_trees import seeded_bytes, write_small_tree, write_tree
+from tests.support.source_trees import add_huge_hole, seeded_bytes, write_small_tree, write_tree
 from tests.support.vectors import each_vector
 
 TIMEOUT_S = 120
@@ -215,6 +217,38 @@ def test_a_terminal_shows_progress_and_a_pipe_does_not(tmp_path: Path, source: P
     assert "storing data" in shown
     assert shown.endswith("\r\x1b[K")
     assert run("create", "-D", tmp_path / "p", source)[2] == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    add_huge_hole(source)  # 16 million references to one chunk: seconds of work
+    words = [
+        sys.executable,
+        "-m",
+        "nydusd.cli.image",
+        "create",
+        "-S",
+        "4096",
+        "-B",
+        str(tmp_path / "b"),
+    ]
+    with subprocess.Popen(
+        [*words, "-D", str(out), str(source)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as builder:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (out.is_dir() and any(out.iterdir())):
+            assert time.monotonic() < deadline
+            assert builder.poll() is None
+        builder.send_signal(number)
+        _, errors = builder.communicate(timeout=TIMEOUT_S)
+    assert (builder.returncode, errors) == (1, b"Error: interrupted\n")
+    assert list(out.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 @pytest.mark.parametrize("folder", each_vector("broken/v*"))
