@@ -9,12 +9,11 @@ import struct
 
 from nydusd import native
 from nydusd.builder.blob_tail import BlobDescription
-from nydusd.builder.bootstrap_v6 import chunk_record
+from nydusd.builder.chunk_record import chunk_record
 from nydusd.builder.ledger import ChunkLedger
 from nydusd.builder.options import BuildOptions
 from nydusd.builder.superblock_flags import flags_of
 from nydusd.builder.tree import BuildError, Node, Tree, Xattrs
-from nydusd.builder.v6_space import align
 from nydusd.rafs.layout_v5 import (
     CHUNK,
     EXTENDED_BLOB,
@@ -86,7 +85,8 @@ class BootstrapV5:
                 nodes.append(child)
                 child.number = len(nodes)
                 size += DIRECTORY_ENTRY_BYTES + len(child.name)
-            directory.size = max(align(size, DIRECTORY_UNIT_BYTES), DIRECTORY_UNIT_BYTES)
+            units = max(1, -(-size // DIRECTORY_UNIT_BYTES))
+            directory.size = units * DIRECTORY_UNIT_BYTES
             pending.extend(child for child in reversed(children) if child.is_directory)
         return nodes
 

@@ -10,6 +10,7 @@ import struct
 
 from nydusd.blob.model import CiLocation, Cipher, Codec
 from nydusd.builder.blob_tail import BlobDescription
+from nydusd.builder.chunk_record import chunk_record
 from nydusd.builder.ledger import ChunkLedger
 from nydusd.builder.options import BuildOptions
 from nydusd.builder.superblock_flags import flags_of
@@ -25,12 +26,13 @@ from nydusd.builder.v6_space import (
     xattr_size,
 )
 from nydusd.rafs.blob_table_v6 import BLOB_ENTRY, DEVICE_SLOT, BlobEntry, DeviceSlot
-from nydusd.rafs.layout_v5 import CHUNK, CHUNK_COMPRESSED, CHUNK_HAS_CRC32, ChunkRecord
+from nydusd.rafs.layout_v5 import CHUNK
 from nydusd.rafs.layout_v6 import (
     BLOCK_SIZE,
     CHUNK_FORMAT_INDEXES,
     CHUNK_INDEX,
     COMPAT_RAFS_V6,
+    DIRENT,
     EROFS_MAGIC,
     EROFS_SUPERBLOCK,
     EXT_SUPERBLOCK,
@@ -48,6 +50,8 @@ from nydusd.rafs.layout_v6 import (
     XATTR_ENTRY,
     XATTR_ENTRY_BYTES,
     XATTR_HEADER_BYTES,
+    ChunkIndex,
+    Dirent,
     ErofsSuperblock,
     ExtendedInode,
     ExtSuperblock,
@@ -61,7 +65,6 @@ XATTR_AREA_MAX_BYTES = (
     XATTR_HEADER_BYTES + XATTR_ENTRY_BYTES * 65534
 )  # i_xattr_icount is 16 bits wide
 CHUNK_BITS_MAX = 31  # the exponent in i_u has five bits, spec rafs-v6 §11.1
-_DIRENT = struct.Struct("<QHBx")
 _FILE_TYPES = {
     stat.S_IFREG: 1,
     stat.S_IFDIR: 2,
@@ -278,11 +281,12 @@ class BootstrapV6:
         return ledger.uncompressed_offset(before) - start == span
 
     def _write_chunk_index(self, image: memoryview, offset: int, node: Node) -> None:
-        ledger, pack = self._ledger, CHUNK_INDEX_PACK
+        ledger = self._ledger
         first = node.first_chunk
         for number in ledger.references[first : first + node.chunk_count]:
             block = ledger.uncompressed_offset(number) // BLOCK_SIZE
-            pack(image, offset, number & 0xFFFF, 1, number >> 16, block)
+            entry = ChunkIndex(number & 0xFFFF, device=1, ci_high=number >> 16, blkaddr=block)
+            CHUNK_INDEX.pack_into(image, offset, entry)
             offset += CHUNK_INDEX.size_bytes
 
     def _write_chunk_table(self, image: memoryview) -> None:
@@ -293,35 +297,12 @@ class BootstrapV6:
             offset += CHUNK.size_bytes
 
 
-CHUNK_INDEX_PACK = struct.Struct("<HBBI").pack_into
-
-
-def chunk_record(ledger: ChunkLedger, number: int, file_offset: int | None = None) -> ChunkRecord:
-    """Return a chunk as both formats record it (spec rafs-v5 §7).
-
-    `file_offset`: in the file that the record is for; None for the file that brought the chunk.
-    """
-    row = ledger.row(number)
-    return ChunkRecord(
-        block_id=row.digest,
-        blob_index=0,
-        flags=CHUNK_HAS_CRC32 | (CHUNK_COMPRESSED if row.is_compressed else 0),
-        compressed_size=row.compressed_size,
-        uncompressed_size=row.uncompressed_size,
-        compressed_offset=row.compressed_offset,
-        uncompressed_offset=row.uncompressed_offset,
-        file_offset=row.file_offset if file_offset is None else file_offset,
-        index=number,
-        crc32=row.crc32,
-    )
-
-
 def _pack_block(entries: list[tuple[bytes, int, int]]) -> bytes:
     """Return one directory block: dirents, then names (spec rafs-v6 §8)."""
     parts: list[bytes] = []
-    name_offset = _DIRENT.size * len(entries)
+    name_offset = DIRENT.size_bytes * len(entries)
     for name, nid, file_type in entries:
-        parts.append(_DIRENT.pack(nid, name_offset, file_type))
+        parts.append(DIRENT.pack(Dirent(nid, name_offset, file_type)))
         name_offset += len(name)
     parts.extend(entry[0] for entry in entries)
     return b"".join(parts)

@@ -5,7 +5,6 @@ Callers  worker threads of chunk_stream; every heavy call releases the GIL.
 Raises   nothing of its own.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from nydusd import native
@@ -84,6 +83,3 @@ class Encoder:
             else:
                 answers.append(Encoded(digest, crc_of(plain), packed, True))
         return answers
-
-
-Report = Callable[[int], None]
