@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -156,13 +155,7 @@ def test_a_killed_daemon_leaves_its_mount_and_stat_still_answers(rich: ServedMou
 def test_stat_answers_while_a_supervisor_holds_the_descriptor_of_a_killed_daemon() -> None:
     """Without the cached root this stat would wait for ever (spec api §8.3)."""
     with served("rich=/") as mount:
-        numbers = os.listdir(f"/proc/{mount.process.pid}/fd")
-        links = {n: os.readlink(f"/proc/{mount.process.pid}/fd/{n}") for n in numbers}
-        theirs = int(next(n for n, link in links.items() if link == "/dev/fuse"))
-        pidfd = os.pidfd_open(mount.process.pid)
-        ours = ctypes.CDLL(None).syscall(438, pidfd, theirs, 0)  # pidfd_getfd
-        os.close(pidfd)
-        assert ours >= 0
+        ours = mount.take_fuse_fd()
         try:
             mount.process.kill()
             mount.wait_end()
@@ -171,6 +164,30 @@ def test_stat_answers_while_a_supervisor_holds_the_descriptor_of_a_killed_daemon
             umount_lazily(mount.path)
         finally:
             os.close(ours)
+
+
+def test_a_successor_with_descriptor_and_init_goes_on_where_a_killed_daemon_stopped(
+    rich: ServedMount,
+) -> None:
+    # Closing a file asks the server to flush it until one has said that it never needs that. Starting the
+    # successor closes our files in the child, and must not ask a server that is dead.
+    assert (rich.path / "empty").read_bytes() == b""
+    fuse_fd, init_request = rich.take_fuse_fd(), rich.do("init_request")
+    with opened(rich.path / "big", os.O_DIRECT) as fd:
+        rich.process.kill()
+        rich.wait_end()
+        successor = ServedMount(rich.path, "rich=/", inherited=(fuse_fd, init_request))
+        os.close(fuse_fd)
+        try:
+            assert read_4k(fd, 1 << 20) == BIG[1 << 20 : (1 << 20) + 4096]
+            assert (rich.path / "usr/hard").read_bytes() == b"127.0.0.1 localhost\n"
+            assert len(os.listdir(rich.path / "many")) == 500
+            assert successor.do("init_request") == init_request
+            successor.do("stop")
+            successor.expect("ended")
+            assert successor.expect("unmounted") is True
+        finally:
+            successor.end()
 
 
 def test_somebody_elses_mount_at_the_same_place_is_left_alone(rich: ServedMount) -> None:

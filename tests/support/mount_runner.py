@@ -2,7 +2,8 @@
 
     python -m tests.support.mount_runner MOUNTPOINT IMAGE=SESSION_PATH…
 
-IMAGE is a name in IMAGES or a bootstrap file.
+IMAGE is a name in IMAGES or a bootstrap file. INHERITED_FUSE_FD and INHERITED_INIT in the environment make it
+the successor of another one.
 
 Prints one JSON line per event on stdout, takes one JSON list per line on stdin: [command, argument…].
 """
@@ -22,6 +23,7 @@ import trio
 
 from nydusd.config.model import RafsConfig
 from nydusd.errors import AuthError, BackendError, UnsupportedError
+from nydusd.kernel.mount import identify
 from nydusd.kernel.namespace import Namespace
 from nydusd.kernel.session import Session
 from nydusd.kernel.tree import FileReader, Tree
@@ -88,11 +90,17 @@ IMAGES: dict[str, Callable[[], FakeImage]] = {"rich": rich, "plain": plain}
 class Runner:
     """Commands of the test, as methods; what one returns is printed."""
 
-    def __init__(self, mountpoint: Path) -> None:
+    def __init__(self, mountpoint: Path, inherited: tuple[int, bytes] | None) -> None:
         self.vfs = Vfs()
         self.images: dict[str, FakeImage] = {}
         self.namespace = Namespace(self.vfs)
-        self.session = Session.mount(mountpoint)
+        if inherited is None:
+            self.session = Session.mount(mountpoint)
+        else:
+            fuse_fd, init_request = inherited
+            self.session = Session(
+                mountpoint, fuse_fd, identify(mountpoint), init_request=init_request
+            )
 
     def attach_silently(self, kind: str, path: str) -> int:
         image: FileReader
@@ -133,6 +141,10 @@ class Runner:
             "bug": KeyError("a bug"),
         }
         self.images[path].failures.extend([errors[kind]] * times)
+
+    async def init_request(self) -> str:
+        assert self.session.init_request is not None
+        return self.session.init_request.hex()
 
     async def in_flight(self) -> list[list[int]]:
         return [[r.inode, r.opcode] for r in self.namespace.in_flight()]
@@ -187,7 +199,10 @@ async def obey(runner: Runner) -> None:
 
 
 async def main(mountpoint: Path, mounts: list[str]) -> None:
-    runner = Runner(mountpoint)
+    inherited = None
+    if fd := os.environ.get("INHERITED_FUSE_FD"):
+        inherited = int(fd), bytes.fromhex(os.environ["INHERITED_INIT"])
+    runner = Runner(mountpoint, inherited)
     try:
         for mount in mounts:
             kind, _, path = mount.partition("=")

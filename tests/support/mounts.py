@@ -20,6 +20,7 @@ import pytest
 
 PATIENCE_S = 20.0  # a bound for conditions that normally hold at once
 _MNT_DETACH = 2
+_SYS_PIDFD_GETFD = 438  # the same on all architectures
 
 
 def why_no_mounts() -> str | None:
@@ -79,14 +80,23 @@ def wait_until(condition: Any, what: str) -> None:
 class ServedMount:
     """A mount_runner process and the mount it serves."""
 
-    def __init__(self, path: Path, *mounts: str) -> None:
+    def __init__(self, path: Path, *mounts: str, inherited: tuple[int, str] | None = None) -> None:
+        """`inherited`: /dev/fuse descriptor and INIT request of a predecessor on the same path."""
         self.path = path
+        environment = dict(os.environ)
+        if inherited is not None:
+            environment |= {
+                "INHERITED_FUSE_FD": str(inherited[0]),
+                "INHERITED_INIT": inherited[1],
+            }
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.mount_runner", str(path), *mounts],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env=environment,
+            pass_fds=() if inherited is None else (inherited[0],),
         )
         self.connection_id = self.expect("ready")
 
@@ -108,6 +118,18 @@ class ServedMount:
         """Run a command in the runner and return its result."""
         self.send(command, *arguments)
         return self.expect("done")
+
+    def take_fuse_fd(self) -> int:
+        """Return a duplicate of the process's /dev/fuse descriptor, as a supervisor would have."""
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        theirs = next(int(fd.name) for fd in folder.iterdir() if os.readlink(fd) == "/dev/fuse")
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            ours = ctypes.CDLL(None).syscall(_SYS_PIDFD_GETFD, pidfd, theirs, 0)
+        finally:
+            os.close(pidfd)
+        assert ours >= 0
+        return int(ours)
 
     def log(self) -> str:
         """Return what the runner has logged so far."""
