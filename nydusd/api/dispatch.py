@@ -76,9 +76,9 @@ class Dispatcher:
             return await self._execute(command)
         except NydusError as exc:
             status, text = status_and_text(command.area, exc)
-            level = logging.ERROR if status == INTERNAL_ERROR else logging.WARNING
-            if not isinstance(exc, NoCounterError):  # pollers ask for what is not there yet
-                log.log(level, "api call=%s status=%d error=%s", command.call.name, status, exc)
+            # What was asked for wrongly the client is told, and need not act on; pollers do it all day.
+            level = logging.DEBUG if status < INTERNAL_ERROR else logging.ERROR
+            log.log(level, "api call=%s status=%d error=%s", command.call.name, status, exc)
             return answer_error(status, text)
 
     async def _execute(self, command: Command) -> Answer:

@@ -114,7 +114,7 @@ class _Connection:
                 self._method = request.method
                 return request.method.decode(), request.target, await self._body(request)
             except h11.RemoteProtocolError as exc:
-                log.warning("api refused=%s", exc)
+                log.info("api client sent no request: %s", exc)
                 await self._refuse(exc.error_status_hint, "BadRequest")
                 raise _HangUp from exc
             except _TooLongError:

@@ -10,6 +10,7 @@ known by the mountpoint of each of its users; the reference knows only its first
 long gone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,13 +22,16 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class MountCounters:
-    """What one mount brings along. `cache` is None where nothing is cached."""
+    """What one mount brings along.
+
+    cache: adds the counters of the mount's blobs up at each call; None where nothing is cached.
+    """
 
     mountpoint: str
     config_id: str
     fs: FsStats
     backend: BackendStats
-    cache: CacheStats | None
+    cache: Callable[[], CacheStats] | None
 
 
 class _Shelf(Generic[S]):
@@ -52,8 +56,10 @@ class _Shelf(Generic[S]):
         if key is not None:
             # The newest wins: an id may be used again while an older mount of that id still stands.
             return next((entry for name, entry in reversed(self._entries) if name == key), None)
-        distinct = {id(entry): entry for _, entry in self._entries}
-        return next(iter(distinct.values())) if len(distinct) == 1 else None
+        names = {name for name, _ in self._entries}
+        objects = {id(entry) for _, entry in self._entries}
+        only_one = len(names) == 1 or len(objects) == 1
+        return self._entries[-1][1] if only_one else None
 
 
 class MetricsIndex:
@@ -65,7 +71,7 @@ class MetricsIndex:
         """Begin without any mount."""
         self._fs = _Shelf[FsStats]()
         self._backend = _Shelf[BackendStats]()
-        self._cache = _Shelf[CacheStats]()
+        self._cache = _Shelf[Callable[[], CacheStats]]()
 
     def add(self, mount: MountCounters) -> None:
         """Make a mount's counters selectable."""
@@ -91,4 +97,5 @@ class MetricsIndex:
 
     def cache(self, config_id: str | None) -> CacheStats | None:
         """Return the counters of one cache."""
-        return self._cache.select(config_id)
+        count = self._cache.select(config_id)
+        return None if count is None else count()

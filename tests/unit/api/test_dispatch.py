@@ -24,7 +24,11 @@ def daemon() -> RecordingController:
 
 def mounted(mountpoint: str, config_id: str) -> MountCounters:
     return MountCounters(
-        mountpoint, config_id, FsStats(mountpoint), BackendStats("localfs"), CacheStats("/cache")
+        mountpoint,
+        config_id,
+        FsStats(mountpoint),
+        BackendStats("localfs"),
+        lambda: CacheStats("/cache"),
     )
 
 
@@ -169,7 +173,13 @@ async def test_requests_in_flight_are_listed(daemon: RecordingController) -> Non
     ],
 )  # fmt: skip
 async def test_calls_of_other_modes_are_refused(
-    daemon: RecordingController, method: str, target: str, body: bytes, status: int, text: str
+    daemon: RecordingController,
+    method: str,
+    target: str,
+    body: bytes,
+    status: int,
+    text: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert await ask(daemon, method, target, body) == (status, failure(text))
     assert daemon.calls == []
@@ -188,10 +198,15 @@ async def test_culling_one_blob_is_no_work_here(daemon: RecordingController) -> 
     ],
 )
 async def test_an_error_of_the_daemon_is_an_answer(
-    daemon: RecordingController, error: Exception, status: int, text: str
+    daemon: RecordingController,
+    error: Exception,
+    status: int,
+    text: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     daemon.fail("start", error)
     assert await ask(daemon, "PUT", "/api/v1/daemon/start") == (status, failure(text))
+    assert bool(caplog.records) is (status >= 500)
 
 
 async def test_a_bug_is_answered_logged_and_tells_the_client_nothing(
@@ -205,7 +220,7 @@ async def test_a_bug_is_answered_logged_and_tells_the_client_nothing(
 
 
 async def test_a_call_without_end_is_given_up_before_the_client_does(
-    daemon: RecordingController, autojump_clock: MockClock
+    daemon: RecordingController, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def never(_mountpoint: str) -> None:
         await trio.sleep_forever()
@@ -213,6 +228,7 @@ async def test_a_call_without_end_is_given_up_before_the_client_does(
     daemon.unmount = never  # type: ignore[method-assign]
     status, body = await ask(daemon, "DELETE", "/api/v1/mount?mountpoint=/a")
     assert autojump_clock.current_time() == CALL_S < 30
+    assert "gave up" in caplog.text
     assert (status, body["message"]) == (
         500,
         'Mount(MountFilesystem(Other("no result within 25 seconds")))',

@@ -12,7 +12,11 @@ def mount(
     cache: CacheStats | None = None,
 ) -> MountCounters:
     return MountCounters(
-        mountpoint, config_id, FsStats(mountpoint), backend or BackendStats("localfs"), cache
+        mountpoint,
+        config_id,
+        FsStats(mountpoint),
+        backend or BackendStats("localfs"),
+        None if cache is None else lambda: cache,
     )
 
 
@@ -29,29 +33,31 @@ def test_without_mounts_there_are_no_counters() -> None:
 
 
 def test_the_only_object_needs_no_id() -> None:
-    one = mount("/", "vec", cache=CacheStats("/cache"))
+    cache = CacheStats("/cache")
+    one = mount("/", "vec", cache=cache)
     index = index_of(one)
     assert index.fs(None) is one.fs
     assert index.backend(None) is one.backend
-    assert index.cache(None) is one.cache
+    assert index.cache(None) is cache
 
 
 def test_one_of_several_needs_an_id_and_an_unknown_id_names_nothing() -> None:
-    one, two = mount("/a", "x", cache=CacheStats("/c")), mount("/b", "y", cache=CacheStats("/c"))
+    cache = CacheStats("/c")
+    one, two = mount("/a", "x", cache=CacheStats("/c")), mount("/b", "y", cache=cache)
     index = index_of(one, two)
     assert (index.fs(None), index.backend(None), index.cache(None)) == (None, None, None)
     assert (index.fs("/b"), index.backend("/b"), index.cache("y")) == (
         two.fs,
         two.backend,
-        two.cache,
+        cache,
     )
     assert (index.fs("/"), index.fs(""), index.cache("/b")) == (None, None, None)
 
 
 def test_a_cache_is_known_by_its_configuration_not_by_its_mountpoint() -> None:
-    one = mount("/42", "/device", cache=CacheStats("/c"))
-    index = index_of(one)
-    assert index.cache("/device") is one.cache
+    cache = CacheStats("/c")
+    index = index_of(mount("/42", "/device", cache=cache))
+    assert index.cache("/device") is cache
     assert index.cache("/42") is None
 
 
@@ -70,14 +76,20 @@ def test_a_shared_backend_is_one_object_and_known_by_each_of_its_users() -> None
     assert index.backend("/b") is shared
 
 
-def test_a_shared_cache_stays_until_its_last_user_leaves() -> None:
-    cache = CacheStats("/c")
-    first, second = mount("/a", "vec", cache=cache), mount("/b", "vec", cache=cache)
-    index = index_of(first, second)
-    index.remove(second)
-    assert index.cache("vec") is cache
-    index.remove(first)
-    assert index.cache("vec") is None
+def test_the_counters_of_a_cache_are_taken_when_asked_for() -> None:
+    moments = iter(range(1, 9))
+    index = MetricsIndex()
+    index.add(
+        MountCounters(
+            "/",
+            "vec",
+            FsStats("/"),
+            BackendStats("localfs"),
+            lambda: CacheStats("/c", total=next(moments)),
+        )
+    )
+    totals = [cache.total for cache in (index.cache("vec"), index.cache("vec")) if cache]
+    assert totals == [1, 2]
 
 
 def test_an_unmounted_file_system_is_forgotten_and_its_mountpoint_free_again() -> None:
@@ -90,11 +102,12 @@ def test_an_unmounted_file_system_is_forgotten_and_its_mountpoint_free_again() -
 
 
 def test_the_newest_of_one_id_wins_and_the_older_comes_back() -> None:
-    old, new = mount("/a", "x", cache=CacheStats("/c")), mount("/b", "x", cache=CacheStats("/d"))
+    older, newer = CacheStats("/c"), CacheStats("/d")
+    old, new = mount("/a", "x", cache=older), mount("/b", "x", cache=newer)
     index = index_of(old, new)
-    assert index.cache("x") is new.cache
+    assert index.cache("x") is index.cache(None) is newer
     index.remove(new)
-    assert index.cache("x") is old.cache
+    assert index.cache("x") is older
 
 
 def test_removing_what_is_not_there_changes_nothing() -> None:

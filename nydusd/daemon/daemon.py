@@ -1,0 +1,79 @@
+"""One daemon as the whole life of this process: options to objects, signals, and the certainty of an end.
+
+Callers  `cli`, in the main thread, once.
+Raises   what kept the daemon from starting or serving; see life.py.
+"""
+
+import logging
+import signal
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from nydusd.daemon.events import EventRing
+from nydusd.daemon.frontend import FuseFrontend
+from nydusd.daemon.life import Daemon
+from nydusd.daemon.options import DaemonOptions
+from nydusd.errors import NydusError
+from nydusd.storage.pool import open_pool
+
+log = logging.getLogger(__name__)
+
+# Clients wait for our end without a limit (spec api §9). A thread that hangs in the kernel, on a dead
+# network file system say, must not hold it up: then SIGALRM ends the process where it stands.
+LAST_RESORT_S: Final = 13
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(options: DaemonOptions) -> int:
+    """Serve until SIGTERM, SIGINT, PUT exit, or until the mount is taken away from outside.
+
+    Returns the exit status, 0: every other end is raised.
+    SIGPIPE is ignored, as Python begins; SIGHUP kills, as for the reference (spec cli-config A6).
+    """
+    try:
+        trio.run(_live, options)
+    except BaseExceptionGroup as group:
+        raise _cause(group) from None
+    finally:
+        signal.alarm(0)
+    return 0
+
+
+async def _live(options: DaemonOptions) -> None:
+    events = EventRing()
+    root = logging.getLogger()
+    root.addHandler(events)
+    try:
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            async with open_pool() as pool, trio.open_nursery() as nursery:
+                daemon = Daemon(options, pool, nursery, FuseFrontend.mount, events)
+                nursery.start_soon(_heed, signals, daemon)
+                nursery.start_soon(_limit_end, daemon)
+                await daemon.live()
+                nursery.cancel_scope.cancel()
+    finally:
+        root.removeHandler(events)
+
+
+async def _heed(signals: AsyncIterator[int], daemon: Daemon) -> None:
+    async for number in signals:
+        log.info("%s, the daemon ends", signal.Signals(number).name)
+        daemon.end()
+
+
+async def _limit_end(daemon: Daemon) -> None:
+    await daemon.ending.wait()
+    signal.alarm(LAST_RESORT_S)
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what the caller is to see of a group: our own error if there is one, else a bug."""
+    ours, _ = group.split(NydusError)
+    found: BaseException = group if ours is None else ours
+    while isinstance(found, BaseExceptionGroup) and (
+        ours is not None or len(found.exceptions) == 1
+    ):
+        found = found.exceptions[0]
+    return found

@@ -1,0 +1,71 @@
+"""The door to the kernel as the daemon uses it: one protocol, and the FUSE session behind it.
+
+The protocol is the seam for other doors (docs/design.md §2) and for sessions that were taken over.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+import trio
+
+from nydusd.kernel.namespace import Namespace
+from nydusd.kernel.session import Session
+from nydusd.kernel.stats import InFlightRequest
+from nydusd.kernel.vfs import Stale, Vfs
+
+
+class Frontend(Protocol):
+    """One mount in the kernel that shows a `Vfs`."""
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer requests until `stop`, or until the mount is gone. Raises MountError."""
+        ...
+
+    async def prime(self) -> None:
+        """Have the kernel begin the session; call it while `serve` runs. Raises MountError."""
+        ...
+
+    def stop(self, *, grace_s: float) -> None:
+        """Make `serve` return; requests under way have `grace_s` seconds. The mount stays."""
+        ...
+
+    async def invalidate(self, stale: Stale) -> None:
+        """Make the kernel forget names; bounded, failures are logged."""
+        ...
+
+    def in_flight(self) -> Sequence[InFlightRequest]:
+        """Return the requests that wait for an answer."""
+        ...
+
+    def unmount(self) -> bool:
+        """Take the mount off the tree, at once; tell whether it was still there. Raises MountError."""
+        ...
+
+    def close(self) -> None:
+        """Let the session's descriptor go."""
+        ...
+
+
+class FuseFrontend:
+    """A tree served request by request through pyfuse3."""
+
+    def __init__(self, session: Session, vfs: Vfs) -> None:
+        """`session` is mounted, and not served yet."""
+        self._session = session
+        self._namespace = Namespace(vfs)
+        self.prime = session.prime
+        self.stop = session.stop
+        self.invalidate = session.invalidate
+        self.unmount = session.unmount
+        self.close = session.close
+        self.in_flight = self._namespace.in_flight
+
+    @classmethod
+    def mount(cls, mountpoint: Path, vfs: Vfs) -> Self:
+        """Mount at an existing directory. Raises MountError."""
+        return cls(Session.mount(mountpoint), vfs)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer requests until the session ends."""
+        await self._session.serve(self._namespace, task_status=task_status)

@@ -1,0 +1,72 @@
+"""What an earlier daemon left on our mountpoint and our socket path (spec api §8.3, §8.4).
+
+Callers  life.py, once, before anything is mounted.
+Raises   ConfigError if another daemon lives at the socket; MountError if a dead mount cannot be taken away.
+
+A daemon that was killed leaves its socket file, which refuses connections, and its mount, which answers
+ENOTCONN, or nothing at all as long as a supervisor holds the session's descriptor. Taking such a session
+over is not built yet: until then the dead mount is detached and replaced.
+"""
+
+import errno
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from nydusd.api.socket_file import Peer, probe
+from nydusd.errors import ConfigError
+from nydusd.kernel import mount
+
+log = logging.getLogger(__name__)
+
+STATVFS_TIMEOUT_S: Final = 1.0
+STACK_MAX: Final = 16  # dead mounts on top of each other
+_ESCAPED: Final = re.compile(
+    rb"[ \t\n\\]"
+)  # what /proc/self/mountinfo spells as three octal digits
+
+
+async def clear(mountpoint: Path, apisock: Path | None) -> None:
+    """Take away the dead mounts of predecessors at `mountpoint`; a living mount is left alone."""
+    peer = Peer.ABSENT if apisock is None else probe(apisock)
+    if peer is Peer.ALIVE:
+        raise ConfigError(f"apisock: another process answers on {apisock}")
+    for _ in range(STACK_MAX):
+        if not _is_rafs(mountpoint):
+            return
+        # A socket that refuses beside a mount is how a crashed daemon is told (spec api §9); without
+        # a socket only the kernel's own word counts.
+        if peer is not Peer.STALE and not await _has_no_server(mountpoint):
+            return
+        log.warning("a dead predecessor's mount is replaced: mountpoint=%s", mountpoint)
+        mount.detach(mountpoint)
+
+
+def _is_rafs(mountpoint: Path) -> bool:
+    """Tell whether what is mounted on top at `mountpoint` is a session of a daemon like this one."""
+    escaped = _ESCAPED.sub(lambda byte: b"\\%03o" % byte[0][0], os.fsencode(mountpoint))
+    with Path("/proc/self/mountinfo").open("rb") as lines:
+        mounts = [line.split() for line in lines]
+    there = [fields for fields in mounts if fields[4] == escaped]
+    if not there:
+        return False
+    kind, source = there[-1][there[-1].index(b"-") + 1 :][:2]
+    return kind.partition(b".")[0] == b"fuse" and source == mount.SOURCE.encode()
+
+
+async def _has_no_server(mountpoint: Path) -> bool:
+    """Tell whether a mount is one that nobody serves any more.
+
+    By statvfs: the kernel answers stat from its cache for ever, but passes this on. It waits where a
+    living server is slow, or where somebody still holds the session's descriptor: no proof of death.
+    """
+    with trio.move_on_after(STATVFS_TIMEOUT_S):
+        try:
+            await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+        except OSError as exc:
+            return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
