@@ -24,6 +24,7 @@ from nydusd.errors import FormatError, IntegrityError, NotFoundError, NydusError
 from nydusd.kernel.errno_map import Refusal
 from nydusd.kernel.stats import FsStats, Op
 from nydusd.rafs.model import Bootstrap, DirEntry, Inode, SuperblockFlag
+from nydusd.records import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class FileReader(Protocol):
 
     bootstrap: Bootstrap
 
-    async def read(self, inode: Inode, offset: int, size: int) -> bytes | bytearray | memoryview:
+    async def read(self, inode: Inode, offset: int, size: int) -> Buffer:
         """Return exactly file bytes [offset, offset + size), which the caller has clipped to the file.
 
         Raises BackendError, IntegrityError, FormatError, UnsupportedError or ClosedError.
@@ -166,7 +167,7 @@ class Tree:
             else:
                 yield entry, self._present_or_none(entry.ino)
 
-    async def read(self, ino: int, offset: int, size: int) -> bytes | bytearray | memoryview:
+    async def read(self, ino: int, offset: int, size: int) -> Buffer:
         """Return file bytes [offset, offset + size), fewer only at the end of the file. No copy here."""
         inode = self._inode(ino)  # unresolvable: not counted (spec fs-behaviour §19)
         if not stat.S_ISREG(inode.mode):

@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 from nydusd.errors import ConfigError, ExistsError, NotFoundError, NydusError, UnsupportedError
 from nydusd.kernel.errno_map import Refusal
 from nydusd.kernel.tree import NAME_MAX_BYTES, STATFS_BLOCK_BYTES, Attributes, Statfs, Tree
+from nydusd.records import Buffer
 
 INDEX_SHIFT: Final = 56
 INDEX_MAX: Final = 255
@@ -243,7 +244,7 @@ class Vfs:
             entry = Entry(mount.nodeid(ino), mount.generation, attributes)
             yield DirectoryEntry(name, cookie, entry)
 
-    async def read(self, nodeid: int, offset: int, size: int) -> bytes | bytearray | memoryview:
+    async def read(self, nodeid: int, offset: int, size: int) -> Buffer:
         """Return file bytes [offset, offset + size), fewer only at the end of the file.
 
         Cancel: as Tree.read.
