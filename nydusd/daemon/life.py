@@ -138,9 +138,9 @@ class Daemon:
             for event in TERMINATION[self.state]:
                 await self._fire(event)
         finally:
-            await self._mounts.close()
             if self._frontend is not None:
                 self._frontend.close()
+            await self._mounts.close()
         log.info("ended mountpoint=%s", self._options.mountpoint)
 
     async def _serve_api(self, socket: SocketFile) -> None:
@@ -169,7 +169,6 @@ class Daemon:
             case Action.QUIESCE:
                 await self._stop_serving(frontend)
             case Action.UNMOUNT:
-                self._stopping = True
                 frontend.unmount()
                 await self._stop_serving(frontend)  # still serving only if starting was broken off
 
@@ -186,7 +185,9 @@ class Daemon:
             self.end()
 
     async def _stop_serving(self, frontend: Frontend) -> None:
-        """Have requests under way answered, within STOP_GRACE_S, and no further ones."""
+        """Have requests under way answered, within STOP_GRACE_S, and no further ones; once."""
+        if self._stopping:
+            return
         self._stopping = True
         frontend.stop(grace_s=STOP_GRACE_S)
         if self._serving is not None:
