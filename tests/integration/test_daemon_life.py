@@ -1,0 +1,322 @@
+"""`nydusd fuse` as a process: real mounts of an image built here, and every way it ends (spec api §6, §8)."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.mounts import is_mounted, temporary_mountpoint, umount_lazily, wait_until
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+BIG = bytes(range(256)) * 8192  # 2 MiB
+
+
+class Api(http.client.HTTPConnection):
+    """One connection to the daemon's socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("unix", timeout=PATIENCE_S)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE_S)
+        self.sock.connect(self._path)
+
+    def ask(self, method: str, target: str, body: object = None) -> tuple[int, Any]:
+        text = None if body is None else json.dumps(body)
+        self.request(method, f"/api/v1{target}", text)
+        answer = self.getresponse()
+        content = answer.read()
+        return answer.status, json.loads(content) if content else None
+
+
+class Process:
+    """One daemon: its directory, its mountpoint, and the process."""
+
+    def __init__(self, folder: Path, mountpoint: Path, *words: str) -> None:
+        self.socket = folder / "api.sock"
+        self.mountpoint = mountpoint
+        self.log = folder / "log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "nydusd.cli.nydusd", "fuse",
+                 "--mountpoint", str(mountpoint), "--apisock", str(self.socket), *words],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+
+    def state(self) -> str | None:
+        """Return the reported state, None as long as nobody answers."""
+        assert self.process.poll() is None, f"it ended: {self.log.read_text()}"
+        try:
+            return str(self.ask("GET", "/daemon")[1]["state"])
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+
+    def running(self) -> "Process":
+        wait_until(lambda: self.state() == "RUNNING", "the daemon is RUNNING")
+        return self
+
+    def ask(self, method: str, target: str, body: object = None) -> tuple[int, Any]:
+        with contextlib.closing(Api(self.socket)) as api:
+            return api.ask(method, target, body)
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """A folder with `boot` and `blobs`, built from a small tree."""
+    with tempfile.TemporaryDirectory(prefix="nydusd-life-") as place:
+        folder = Path(place)
+        source = folder / "source"
+        (source / "dir").mkdir(parents=True)
+        (source / "hello").write_bytes(b"world\n")
+        (source / "dir" / "big").write_bytes(BIG)
+        done = subprocess.run(
+            [sys.executable, "-m", "nydusd.cli.image", "create", "-t", "dir-rafs",
+             "-B", folder / "boot", "-D", folder / "blobs", source],
+            capture_output=True, timeout=120, check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        yield folder
+
+
+class House:
+    """Everything one test starts, and the certainty that it is gone afterwards."""
+
+    def __init__(self, folder: Path, mountpoint: Path, image: Path) -> None:
+        self.folder = folder
+        self.mountpoint = mountpoint
+        self.image = image
+        self.config_file = folder / "config.json"
+        self.config_file.write_text(self.config("vec"))
+        self.started: list[Process] = []
+
+    def config(self, config_id: str) -> str:
+        return json.dumps(
+            {
+                "device": {
+                    "id": config_id,
+                    "backend": {"type": "localfs", "config": {"dir": str(self.image / "blobs")}},
+                    "cache": {
+                        "type": "blobcache",
+                        "config": {"work_dir": str(self.folder / "cache")},
+                    },
+                },
+                "mode": "direct",
+                "iostats_files": True,
+                "access_pattern": True,
+                "latest_read_files": True,
+            }
+        )
+
+    def start(self, *words: str) -> Process:
+        process = Process(self.folder, self.mountpoint, *words)
+        self.started.append(process)
+        return process
+
+    def dedicated(self) -> Process:
+        return self.start(
+            "--config", str(self.config_file), "--bootstrap", str(self.image / "boot")
+        ).running()
+
+    def shared(self) -> Process:
+        return self.start().running()
+
+    def request(self, config_id: str) -> dict[str, object]:
+        source = str(self.image / "boot")
+        return {"fs_type": "rafs", "source": source, "config": self.config(config_id)}
+
+    def nothing_left(self) -> bool:
+        return not is_mounted(self.mountpoint) and not (self.folder / "api.sock").exists()
+
+
+@pytest.fixture
+def house(tmp_path: Path, image: Path) -> Iterator[House]:
+    with temporary_mountpoint() as mountpoint:
+        made = House(tmp_path, mountpoint, image)
+        yield made
+        for process in made.started:
+            process.end()
+
+
+def assert_whole(root: Path) -> None:
+    assert (root / "hello").read_bytes() == b"world\n"
+    assert (root / "dir" / "big").read_bytes() == BIG
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts_and_ends_with_status_0(house: House, number: signal.Signals) -> None:
+    daemon = house.dedicated()
+    assert_whole(house.mountpoint)
+    daemon.process.send_signal(number)
+    assert daemon.wait() == 0
+    assert house.nothing_left()
+    assert "Traceback" not in daemon.log.read_text()
+
+
+def test_an_outside_umount_ends_it(house: House) -> None:
+    daemon = house.dedicated()
+    umount_lazily(house.mountpoint)
+    assert daemon.wait() == 0
+    assert house.nothing_left()
+
+
+def test_an_outside_umount_ends_it_only_when_the_last_file_is_closed(house: House) -> None:
+    daemon = house.dedicated()
+    with (house.mountpoint / "dir" / "big").open("rb") as file:
+        umount_lazily(house.mountpoint)
+        assert file.read() == BIG
+        assert daemon.process.poll() is None
+    assert daemon.wait() == 0
+
+
+def test_exit_answers_keeps_the_mount_and_ends(house: House) -> None:
+    daemon = house.dedicated()
+    assert daemon.ask("PUT", "/daemon/exit") == (204, None)
+    assert daemon.wait() == 0
+    assert is_mounted(house.mountpoint)
+    assert not daemon.socket.exists()
+
+
+def test_a_client_that_waits_on_an_idle_connection_sees_a_killed_daemon(house: House) -> None:
+    daemon = house.dedicated()
+    with contextlib.closing(Api(daemon.socket)) as idle:
+        assert idle.ask("GET", "/daemon")[0] == 200
+        daemon.process.kill()
+        assert idle.sock.recv(1) == b""
+
+
+def test_after_a_kill_the_same_command_serves_again_on_the_same_cache(house: House) -> None:
+    killed = house.dedicated()
+    assert_whole(house.mountpoint)
+    killed.process.kill()
+    killed.wait()
+    assert is_mounted(house.mountpoint)
+    assert killed.socket.exists()
+    daemon = house.dedicated()
+    assert_whole(house.mountpoint)
+    assert daemon.ask("GET", "/metrics/backend")[1]["read_count"] == 0
+    assert "a dead predecessor's mount is replaced" in daemon.log.read_text()
+    daemon.process.terminate()
+    assert daemon.wait() == 0
+    assert house.nothing_left()
+
+
+def test_after_a_kill_a_mount_without_a_socket_is_replaced_too(house: House) -> None:
+    killed = house.dedicated()
+    killed.process.kill()
+    killed.wait()
+    killed.socket.unlink()
+    daemon = house.dedicated()
+    assert_whole(house.mountpoint)
+    daemon.process.terminate()
+    assert daemon.wait() == 0
+    assert house.nothing_left()
+
+
+def test_a_second_daemon_on_the_same_socket_is_refused_and_mounts_nothing(house: House) -> None:
+    first = house.dedicated()
+    second = house.start(
+        "--config", str(house.config_file), "--bootstrap", str(house.image / "boot")
+    )
+    assert second.wait() == 1
+    assert "another process answers" in second.log.read_text()
+    assert first.state() == "RUNNING"
+    assert_whole(house.mountpoint)
+
+
+def test_a_start_that_fails_leaves_nothing(house: House) -> None:
+    (house.folder / "garbage").write_bytes(b"not an image" * 1000)
+    daemon = house.start(
+        "--config", str(house.config_file), "--bootstrap", str(house.folder / "garbage")
+    )
+    assert daemon.wait() == 1
+    assert house.nothing_left()
+    assert "Traceback" not in daemon.log.read_text()
+
+
+def test_what_a_read_leaves_in_the_metrics(house: House) -> None:
+    daemon = house.dedicated()
+    assert (house.mountpoint / "hello").read_bytes() == b"world\n"
+    metrics = daemon.ask("GET", "/metrics")[1]
+    assert (metrics["data_read"], metrics["fop_hits"][4]) == (6, 1)
+    assert metrics["files_account_enabled"]
+    assert metrics["access_pattern_enabled"]
+    ino = os.stat(house.mountpoint / "hello").st_ino & ((1 << 56) - 1)
+    assert daemon.ask("GET", "/metrics/files")[1][str(ino)]["data_read"] == 6
+    assert daemon.ask("GET", "/metrics/files?latest=true")[1] == [[ino]]
+    assert [one["ino"] for one in daemon.ask("GET", "/metrics/pattern")[1]] == [ino]
+    assert len(daemon.ask("GET", "/metrics/blobcache?id=vec")[1]["underlying_files"]) == 1
+
+
+def test_images_come_and_go_in_a_shared_daemon(house: House) -> None:
+    daemon = house.shared()
+    assert list(house.mountpoint.iterdir()) == []
+    for _ in range(30):
+        assert daemon.ask("POST", "/mount?mountpoint=%2Fa%2Fb", house.request("/a")) == (204, None)
+        assert_whole(house.mountpoint / "a" / "b")
+        assert daemon.ask("DELETE", "/mount?mountpoint=%2Fa%2Fb") == (204, None)
+        assert list((house.mountpoint / "a" / "b").iterdir()) == []
+    assert daemon.ask("GET", "/daemon")[1]["backend_collection"] == {}
+
+
+def test_many_images_at_once_and_one_that_fails_between_them(house: House) -> None:
+    daemon = house.shared()
+    for number in range(20):
+        target = f"/mount?mountpoint=/{number}"
+        assert daemon.ask("POST", target, house.request(f"/{number}")) == (204, None)
+    broken = house.request("/bad") | {"source": str(house.folder / "missing")}
+    assert daemon.ask("POST", "/mount?mountpoint=/bad", broken)[0] == 500
+    for number in range(20):
+        assert_whole(house.mountpoint / str(number))
+    assert not (house.mountpoint / "bad").exists()
+    daemon.process.terminate()
+    assert daemon.wait() == 0
+    assert house.nothing_left()
+
+
+def test_sendfd_leaves_no_supervisor_waiting(house: House) -> None:
+    supervisor = house.folder / "supervisor.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(supervisor))
+        listening.listen(1)
+        listening.settimeout(PATIENCE_S)
+        daemon = house.start("--id", "one", "--supervisor", str(supervisor)).running()
+        status, answer = daemon.ask("PUT", "/daemon/fuse/sendfd")
+        assert status == 500
+        assert "UpgradeManager(" in answer["message"]
+        accepted, _ = listening.accept()
+        with accepted:
+            accepted.settimeout(PATIENCE_S)
+            assert accepted.recv(1) == b""
+
+
+def test_a_mount_that_is_no_session_of_ours_is_left_alone(house: House) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:  # a stale socket beside somebody else's mount
+        dead.bind(str(house.folder / "api.sock"))
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", house.mountpoint], check=True)
+    (house.mountpoint / "precious").write_text("kept")
+    daemon = house.shared()
+    daemon.process.terminate()
+    assert daemon.wait() == 0
+    assert (house.mountpoint / "precious").read_text() == "kept"
