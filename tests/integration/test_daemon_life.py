@@ -74,7 +74,11 @@ class Process:
             return api.ask(method, target, body)
 
     def wait(self) -> int:
-        return self.process.wait(PATIENCE_S)
+        """Return the exit status; a failure says why in the test's output."""
+        status = self.process.wait(PATIENCE_S)
+        if status:
+            sys.stderr.write(self.log.read_text())
+        return status
 
     def end(self) -> None:
         self.process.kill()
