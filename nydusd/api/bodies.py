@@ -77,7 +77,8 @@ class _Value(NamedTuple):
     @property
     def noticed_at(self) -> int:
         """Where the reference notices the type: behind a scalar, but in front of a container."""
-        return (self.start if isinstance(self.content, list | dict) else self.end) - 1
+        noticed = self.start if isinstance(self.content, list | dict) else self.end
+        return max(noticed - 1, 0)
 
 
 class _Fields:

@@ -281,7 +281,9 @@ class Daemon:
 
     async def unmount(self, mountpoint: str) -> None:
         """Detach an image."""
-        await self._mounts.unmount(_checked(mountpoint))
+        place = _checked(mountpoint)
+        await self._mounts.unmount(place)
+        self._settings.forget(place)
 
     def _apply_settings(self, mountpoint: str) -> None:
         """Give a new mount the credential that was put for it before it was there."""

@@ -41,6 +41,10 @@ class Settings:
             log.warning("setting %s of %s is kept but has no effect yet", key, mount_id or "''")
         self._values.setdefault(mount_id, {}).update(changes)
 
+    def forget(self, mount_id: str) -> None:
+        """Drop what was put for a mount that is gone; no credential outlives its use."""
+        self._values.pop(mount_id, None)
+
     def view(self, mount_id: str | None) -> dict[str, str]:
         """Return the settings of one id by key, or those of all as `id:key`."""
         if mount_id is not None:

@@ -18,6 +18,7 @@ REFUSED_LOG_LEVELS = [
     (b'{"log_level":[1]}', f"invalid type: sequence, {STRING}", 1, 13),
     (b'{\n"log_level":\n 1.5}', f"invalid type: floating point `1.5`, {STRING}", 3, 4),
     (b'"x"', 'invalid type: string \\"x\\", expected struct DaemonConf', 1, 3),
+    (b"[[1]]", "invalid type: sequence, expected struct DaemonConf", 1, 1),
     (b"1 2", "invalid type: integer `1`, expected struct DaemonConf", 1, 1),
     (b"{}", "missing field `log_level`", 1, 2),
     (b'{"x":[1,{"y":2}]}', "missing field `log_level`", 1, 17),

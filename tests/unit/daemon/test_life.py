@@ -427,6 +427,14 @@ async def test_a_credential_reaches_the_backend_of_its_mount() -> None:
         assert (await call(made, "GET", "/config?id=/a"))[1] == {"registry_auth": "dXNlcjpwYXNz"}
 
 
+async def test_a_credential_does_not_outlive_its_mount() -> None:
+    async with stage(MemoryPool(BOOT)) as made:
+        await call(made, "POST", "/mount?mountpoint=/a", mount_body())
+        await call(made, "PUT", "/config?id=/a", AUTH)
+        await call(made, "DELETE", "/mount?mountpoint=/a")
+        assert (await call(made, "GET", "/config"))[1] == {}
+
+
 async def test_a_credential_put_early_waits_for_its_mount() -> None:
     pool = MemoryPool(BOOT)
     async with stage(pool) as made:
