@@ -196,9 +196,10 @@ def _get(api_socket: Path, path: str) -> dict[str, Any]:
     connection = UnixConnection(str(api_socket))
     try:
         connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
     finally:
         connection.close()
+    return answer
 
 
 def _program(name: str) -> str:

@@ -17,11 +17,35 @@ from nydusd.storage.image import Image
 from nydusd.storage.pool import open_pool
 from tests.conftest import vectors_dir
 
-PLAIN = (
-    "empty-* onefile-* deep-* hugedir-* zeros-* v5-lz4* v5-none* v5-zstd* v6-lz4* v6-none* v6-zstd* "
-    "v6-toc v5-inline v6-inline* merge3-v5 merge3-v6 parent-v6 chunk-dict-v6 overlayfs-v6 prefetch-* "
-    "repeatable-v6 sortnames-v6 tar-rafs-* targz-rafs-v6 estargz-rafs merge3-inline-toc external-*"
-).split()
+PLAIN = [
+    "empty-*",
+    "onefile-*",
+    "deep-*",
+    "hugedir-*",
+    "zeros-*",
+    "v5-lz4*",
+    "v5-none*",
+    "v5-zstd*",
+    "v6-lz4*",
+    "v6-none*",
+    "v6-zstd*",
+    "v6-toc",
+    "v5-inline",
+    "v6-inline*",
+    "merge3-v5",
+    "merge3-v6",
+    "parent-v6",
+    "chunk-dict-v6",
+    "overlayfs-v6",
+    "prefetch-*",
+    "repeatable-v6",
+    "sortnames-v6",
+    "tar-rafs-*",
+    "targz-rafs-v6",
+    "estargz-rafs",
+    "merge3-inline-toc",
+    "external-*",
+]
 SIZE_READ_MAX = 64 << 20
 
 

@@ -54,9 +54,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-MODULES = sorted(
-    p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem not in ("__init__",)
-)
+MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem != "__init__")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
