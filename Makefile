@@ -17,7 +17,7 @@ setup: $(READY) ## Debian packages, virtual environment, the C module
 $(READY): pyproject.toml constraints.txt setup.py scripts/debian-packages $(NATIVE)
 	scripts/debian-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install -q -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
 	touch $@
 
 demo: $(READY) ## Build an image from a folder, mount it, read from it, say what was fetched
