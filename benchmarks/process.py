@@ -73,6 +73,7 @@ def daemon(program: str, folder: Path, bootstrap: Path, config: dict[str, Any]) 
     config_file.write_text(json.dumps(config))
     argv = [*shlex.split(program), "--config", str(config_file), "--bootstrap", str(bootstrap)]
     argv += ["--mountpoint", str(mountpoint), "--apisock", str(api), "--log-level", "warn"]
+    argv += ["--rlimit-nofile", "0"]  # peers die where they may not raise the limit
     with (folder / "log").open("ab") as log:
         begin = time.perf_counter()
         process = subprocess.Popen(argv, stdout=log, stderr=log)
