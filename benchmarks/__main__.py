@@ -1,6 +1,6 @@
 """How fast is a mount of ours: cold over a slow link, warm, and against ext4 on the same tree?
 
-    python -m benchmarks [--rounds 3] [--rtt-ms 20] [--mbit 200] [--paths 12000] [--peer 'nydusd']
+    python -m benchmarks [--rounds 3] [--rtt-ms 20] [--mbit 200] [--paths 10000] [--peer 'nydusd']
     python -m benchmarks scale      start-up and memory with 1,000 and with 500,000 files
 
 Prints one Markdown table, medians of the rounds; every row names its unit, and every byte that was read is
@@ -121,9 +121,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rtt-ms", type=float, default=20)
     parser.add_argument("--mbit", type=float, default=200)
-    parser.add_argument("--paths", type=int, default=12_000)
+    parser.add_argument("--paths", type=int, default=10_000)
     parser.add_argument(
-        "--mib", type=int, default=500, help="plain size at which the image is large enough"
+        "--mean-kib", type=int, default=40, help="mean bytes per path: a web image of Debian has 46"
     )
     parser.add_argument("--fs-version", type=int, default=6)
     parser.add_argument("--peer", default="", help="another nydusd to measure in the same rounds")
@@ -133,7 +133,7 @@ def main() -> None:
     table = Table()
     with tempfile.TemporaryDirectory(prefix="nydusd-bench-") as name:
         folder = Path(name)
-        subject = make_subject(folder, a.paths, a.mib << 20, a.fs_version)
+        subject = make_subject(folder, a.paths, a.mean_kib << 10, a.fs_version)
         big = walks.largest_file(subject.source)
         print(
             f"{subject.paths:,} paths, {subject.plain_bytes >> 20} MiB plain, {subject.stored_bytes >> 20} MiB"

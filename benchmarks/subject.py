@@ -12,6 +12,7 @@ from nydusd.builder.build import build_image
 from nydusd.builder.options import BuildOptions
 
 PACKAGE_LISTS = Path("/var/lib/dpkg/info")
+START_BYTES = 64 << 20  # the mean means nothing before
 EXT4_SPARE = 1.4  # of the tree's size: inodes, journal, slack
 
 
@@ -28,34 +29,53 @@ class Subject:
     stored_bytes: int
 
 
-def installed_paths(paths_max: int, bytes_max: int) -> list[str]:
-    """Return paths of installed packages, package by package in name order, within the bounds."""
+def installed_paths(paths_max: int, mean_bytes: int) -> list[str]:
+    """Return at least `paths_max` paths of installed packages, with files of a mean size as images have.
+
+    Package by package in name order; one that would pull the mean below `mean_bytes` per path or far above
+    it is left out: headers and manuals by the thousand, or a compiler, are in no web server's image.
+    """
     chosen: dict[str, None] = {}
+    left_out: list[str] = []
     size = 0
     for listing in sorted(PACKAGE_LISTS.glob("*.list")):
-        if "firmware" in listing.name:  # large, incompressible, and in no image
+        if "firmware" in listing.name:  # large, incompressible, and in no image either
             continue
-        for line in listing.read_text().splitlines():
-            if line in ("", "/.") or not os.path.lexists(line):
-                continue
-            # Packages still say /lib where the machine has a link to usr/lib.
-            path = Path(os.path.realpath(os.path.dirname(line))) / os.path.basename(line)
-            if str(path) in chosen:
-                continue
-            if path.is_file() and not path.is_symlink():
-                size += path.stat().st_size
-            chosen.update(dict.fromkeys([*map(str, reversed(path.parents)), str(path)]))
-        if len(chosen) >= paths_max or size >= bytes_max:
+        found, found_bytes = _paths_of(listing)
+        new = [path for path in found if path not in chosen]
+        mean = (size + found_bytes) / max(len(chosen) + len(new), 1)
+        if mean < mean_bytes or (mean > 1.25 * mean_bytes and size > START_BYTES):
+            left_out += new
+            continue
+        chosen.update(dict.fromkeys(new))
+        size += found_bytes
+        if len(chosen) >= paths_max:
             break
+    chosen.update(dict.fromkeys(left_out[: max(paths_max - len(chosen), 0)]))  # a small machine
     chosen.pop("/", None)
     return sorted(chosen)
 
 
-def make_subject(folder: Path, paths_max: int, bytes_max: int, fs_version: int = 6) -> Subject:
+def _paths_of(listing: Path) -> tuple[list[str], int]:
+    """Return a package's paths with their parents, and the bytes of its files."""
+    paths: dict[str, None] = {}
+    size = 0
+    for line in listing.read_text().splitlines():
+        if line in ("", "/.") or not os.path.lexists(line):
+            continue
+        # Packages still say /lib where the machine has a link to usr/lib.
+        path = Path(os.path.realpath(os.path.dirname(line))) / os.path.basename(line)
+        if path.is_file() and not path.is_symlink() and str(path) not in paths:
+            size += path.stat().st_size
+        paths.update(dict.fromkeys([*map(str, reversed(path.parents)), str(path)]))
+    return list(paths), size
+
+
+def make_subject(folder: Path, paths_max: int, mean_bytes: int, fs_version: int = 6) -> Subject:
     """Copy the packages' files into `folder` and build an image of them (zstd, 1 MiB chunks)."""
     source = folder / "source"
     source.mkdir()
-    paths = installed_paths(paths_max, bytes_max)
+    paths = installed_paths(paths_max, mean_bytes)
     names = b"\0".join(p.lstrip("/").encode() for p in paths)
     copy = 'tar -C / --no-recursion --null -T - -cf - | tar -C "$1" -xpf -'
     subprocess.run(["sh", "-c", copy, "sh", source], input=names, check=True)
