@@ -149,7 +149,11 @@ class BlobPool:
         if entry is None:
             blob = self._new_blob(info, bootstrap, config, shared, key[0])
             entry = self._blobs[key] = _SharedBlob(blob)
-            await self._nursery.start(blob.run)
+            try:
+                await self._nursery.start(blob.run)
+            except BaseException:
+                del self._blobs[key]  # a blob that never ran must not be found by the next image
+                raise
         elif not _same_blob(entry.blob.info, info):
             raise FormatError(
                 "blob table entry", info.blob_id, "contradicts that of a mounted image"
