@@ -10,7 +10,7 @@ A file that is neither may stand for a blob that contains its bootstrap (spec bl
 """
 
 import os
-from mmap import ACCESS_READ, mmap
+from mmap import ACCESS_READ, MADV_RANDOM, mmap
 from pathlib import Path
 from stat import S_ISREG
 from struct import Struct
@@ -20,12 +20,17 @@ from nydusd.blob.features import id_from_file_name
 from nydusd.errors import FormatError, NotFoundError
 from nydusd.rafs.model import Bootstrap
 from nydusd.records import Buffer
+from nydusd.units import MIB
 
 V5_MAGIC_OFFSET: Final = 0
 V5_MAGIC: Final = 0x5241_4653
 V6_MAGIC_OFFSET: Final = 1024
 V6_MAGIC: Final = 0xE0F5_E1E2
 SNIFF_BYTES: Final = V6_MAGIC_OFFSET + 4
+
+# The kernel maps up to 2 MiB around each fault: 31 MiB more memory after the start of an image of 500,000
+# files (measured). In a small bootstrap that costs little and saves a cold walk its single-page reads.
+READ_AROUND_MAX_BYTES: Final = 8 * MIB
 
 _U32: Final = Struct("<I")
 
@@ -106,8 +111,12 @@ def _map(path: Path) -> mmap:
         size = os.fstat(fd).st_size
         if size < SNIFF_BYTES:
             raise FormatError("file size", size, "too short for a bootstrap", str(path))
-        return mmap(fd, size, access=ACCESS_READ)
+        data = mmap(fd, size, access=ACCESS_READ)
+        if size > READ_AROUND_MAX_BYTES:
+            data.madvise(MADV_RANDOM)
     except OSError as exc:
         raise NotFoundError(f"bootstrap {path} cannot be mapped: {exc.strerror}") from exc
+    else:
+        return data
     finally:
         os.close(fd)
