@@ -8,7 +8,7 @@ from mmap import mmap
 from pathlib import Path
 
 from nydusd.blob.inline import extract_bootstrap, find_bootstrap, tail_range, within_tail
-from nydusd.errors import FormatError, NotFoundError
+from nydusd.errors import BackendError, FormatError, NotFoundError
 from nydusd.rafs.bootstrap import inlining_blob_id, open_bootstrap, open_mapped
 from nydusd.rafs.model import Bootstrap
 from nydusd.storage.backend.base import Backend
@@ -33,7 +33,11 @@ async def open_inline_bootstrap(
             return open_bootstrap(kept, extracted_from=blob_id)
         except FormatError as exc:
             log.warning("extracted bootstrap is fetched again: file=%s reason=%s", kept, exc)
-    size = await backend.size(blob_id)
+    try:
+        size = await backend.size(blob_id)
+    except BackendError as exc:
+        what = f"{path}: neither RAFS v5 nor v6, and no blob of that name can be had"
+        raise BackendError(f"{what} ({exc})", temporary=exc.temporary) from exc
     at = tail_range(size)
     tail = await backend.read(blob_id, at.offset, at.length)
     try:
