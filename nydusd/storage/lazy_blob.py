@@ -13,10 +13,10 @@ one native call, then its ready bit is set, then its readers go on. Readahead st
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -34,6 +34,9 @@ from nydusd.storage.planner import Fetch, following, gap_bytes, plan_fetches, st
 from nydusd.storage.readahead import Streams
 from nydusd.storage.stats import CacheStats
 from nydusd.storage.threads import Workers
+
+if TYPE_CHECKING:
+    from nydusd.native_relay import NativeSource
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +190,51 @@ class LazyBlob:
             else:
                 return await self._read_checked(table, extents)  # once: there is no file any more
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_now(self, extents: Sequence[Extent]) -> Buffer | None:
+        """Return the bytes of `extents` if all are in the page cache; None: call `read`."""
+        raise NotImplementedError
+
+    async def read_plain(self, offset: int, length: int) -> Buffer:
+        """Return plain bytes [offset, offset + length); holes, and what lies past the end, are zeros."""
+        raise NotImplementedError
+
+    async def fill(self, offset: int, length: int) -> dict[int, Buffer]:
+        """Have the chunks of a plain range fetched; return those that are not in the cache file."""
+        raise NotImplementedError
+
+    async def plain_blocks(self) -> Buffer | None:
+        """Return the first 4096-byte block of each chunk, u32 ascending; None if they are not laid out so."""
+        raise NotImplementedError
+
+    # ---- what the native relay needs ------------------------------------------------------------
+
+    def native_source(self) -> "NativeSource | None":
+        """Return what the relay needs to answer ready ranges; None: nothing can be answered natively.
+
+        Before the descriptor is closed or the file given up, the callbacks of `add_on_lost` are called.
+        """
+        raise NotImplementedError
+
+    def add_on_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when the cache file goes: it must end every native use before it returns."""
+        raise NotImplementedError
+
+    def remove_on_lost(self, callback: Callable[[], None]) -> None:
+        """Forget a callback, because its relay uses the source no more."""
+        raise NotImplementedError
+
+    def touched(self, index: int) -> None:
+        """A watched chunk was read natively: continue its sequential reader."""
+        raise NotImplementedError
+
+    def is_complete(self) -> bool:
+        """Tell whether the whole blob can be served without the backend."""
+        raise NotImplementedError
+
+    def protected_path(self) -> Path | None:
+        """Return a path, good in this process, to the whole and locked cache file; None if it is not whole."""
+        raise NotImplementedError
 
     async def ensure(self, indices: Iterable[int], priority: Priority) -> dict[int, Buffer]:
         """Have chunks fetched. Return the plain bytes of those that are not in the cache file.
