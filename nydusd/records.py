@@ -40,7 +40,7 @@ class At(NamedTuple):
 class Record(Generic[T]):
     """Reads and writes one kind of record of `size_bytes` bytes."""
 
-    __slots__ = ("_cls", "_struct", "name", "size_bytes")
+    __slots__ = ("_cls", "_struct", "codes", "name", "size_bytes")
 
     def __init__(self, cls: type[T], size_bytes: int) -> None:
         """Compile the table; raises ValueError (a bug, at import) if fields overlap or exceed the size."""
@@ -58,7 +58,9 @@ class Record(Generic[T]):
             end = at.offset + struct.calcsize(f"<{at.code}")
         if end > size_bytes:
             raise ValueError(f"{cls.__name__} is longer than {size_bytes} bytes")
-        self._struct = struct.Struct(f"{code}{size_bytes - end}x")
+        code += f"{size_bytes - end}x"
+        self._struct = struct.Struct(code)
+        self.codes = code[1:]  # to build a struct of several records, where speed asks for one
 
     def read(self, view: Buffer, offset: int = 0) -> T:
         """Return the record at `offset`. Raises FormatError if the view ends before it does."""

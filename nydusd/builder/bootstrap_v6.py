@@ -15,24 +15,26 @@ from nydusd.builder.ledger import ChunkLedger
 from nydusd.builder.options import BuildOptions
 from nydusd.builder.superblock_flags import flags_of
 from nydusd.builder.tree import BuildError, Node, Tree
-from nydusd.builder.v6_space import (
-    ROOT_NID,
-    Space,
+from nydusd.builder.v6_space import ROOT_NID, Space, named_xattrs, names_of, xattr_size
+from nydusd.rafs.blob_table_v6 import BLOB_ENTRY, DEVICE_SLOT, BlobEntry, DeviceSlot
+from nydusd.rafs.erofs_parts import (
+    BLOCK_BITS,
+    CHUNK_BITS_MAX,
+    FILE_TYPES,
+    XATTR_AREA_MAX_BYTES,
     align,
     directory_blocks,
     index_offset,
-    names_of,
-    split_xattr,
-    xattr_size,
+    pack_directory_block,
+    pack_xattrs,
+    xattr_count,
 )
-from nydusd.rafs.blob_table_v6 import BLOB_ENTRY, DEVICE_SLOT, BlobEntry, DeviceSlot
 from nydusd.rafs.layout_v5 import CHUNK
 from nydusd.rafs.layout_v6 import (
     BLOCK_SIZE,
     CHUNK_FORMAT_INDEXES,
     CHUNK_INDEX,
     COMPAT_RAFS_V6,
-    DIRENT,
     EROFS_MAGIC,
     EROFS_SUPERBLOCK,
     EXT_SUPERBLOCK,
@@ -47,33 +49,14 @@ from nydusd.rafs.layout_v6 import (
     SLOT_BYTES,
     SLOTS_OFFSET,
     SUPERBLOCK_OFFSET,
-    XATTR_ENTRY,
-    XATTR_ENTRY_BYTES,
-    XATTR_HEADER_BYTES,
     ChunkIndex,
-    Dirent,
     ErofsSuperblock,
     ExtendedInode,
     ExtSuperblock,
-    XattrEntry,
 )
 
-BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
 MAPPED_ALIGN_BLOCKS = 128  # a blob starts on 512 KiB of the unified space, spec rafs-v6 §14
 META_BLOCKS_MAX = 1 << 32
-XATTR_AREA_MAX_BYTES = (
-    XATTR_HEADER_BYTES + XATTR_ENTRY_BYTES * 65534
-)  # i_xattr_icount is 16 bits wide
-CHUNK_BITS_MAX = 31  # the exponent in i_u has five bits, spec rafs-v6 §11.1
-_FILE_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFCHR: 3,
-    stat.S_IFBLK: 4,
-    stat.S_IFIFO: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
-}
 
 
 class BootstrapV6:
@@ -221,9 +204,7 @@ class BootstrapV6:
             offset,
             ExtendedInode(
                 i_format=FORMAT_EXTENDED | layout << 1,
-                i_xattr_icount=(xattrs - XATTR_HEADER_BYTES) // XATTR_ENTRY_BYTES + 1
-                if xattrs
-                else 0,
+                i_xattr_icount=xattr_count(xattrs),
                 i_mode=node.mode,
                 i_size=node.size,
                 i_u=word,
@@ -236,16 +217,16 @@ class BootstrapV6:
             ),
         )
         if xattrs:
-            area = _pack_xattrs(node)
+            area = pack_xattrs(named_xattrs(node.xattrs))
             start = offset + EXTENDED_INODE.size_bytes
             image[start : start + len(area)] = area
 
     def _write_directory(self, image: memoryview, node: Node, block: int, tail: int | None) -> None:
         """Write the blocks of a directory from file offset `block` on, the last at `tail` if inline."""
         parent = node.parent if node.parent is not None else node
-        directory = _FILE_TYPES[stat.S_IFDIR]
+        directory = FILE_TYPES[stat.S_IFDIR]
         entries = [
-            (child.name, child.number, _FILE_TYPES[child.mode & 0o170000])
+            (child.name, child.number, FILE_TYPES[child.mode & 0o170000])
             for child in node.children or ()
         ]
         entries += ((b".", node.number, directory), (b"..", parent.number, directory))
@@ -256,7 +237,7 @@ class BootstrapV6:
             at = block + position * BLOCK_SIZE
             if tail is not None and position == len(blocks) - 1:
                 at = tail
-            image[at : at + used] = _pack_block(entries[start:end])
+            image[at : at + used] = pack_directory_block(*zip(*entries[start:end], strict=True))
             start = end
 
     def _chunk_format(self, node: Node) -> int:
@@ -295,26 +276,3 @@ class BootstrapV6:
         for number in self._ledger.in_digest_order():
             CHUNK.pack_into(image, offset, chunk_record(self._ledger, number))
             offset += CHUNK.size_bytes
-
-
-def _pack_block(entries: list[tuple[bytes, int, int]]) -> bytes:
-    """Return one directory block: dirents, then names (spec rafs-v6 §8)."""
-    parts: list[bytes] = []
-    name_offset = DIRENT.size_bytes * len(entries)
-    for name, nid, file_type in entries:
-        parts.append(DIRENT.pack(Dirent(nid, name_offset, file_type)))
-        name_offset += len(name)
-    parts.extend(entry[0] for entry in entries)
-    return b"".join(parts)
-
-
-def _pack_xattrs(node: Node) -> bytes:
-    """Return the xattr area of an inode (spec rafs-v6 §10)."""
-    area = bytearray(XATTR_HEADER_BYTES)
-    for name, value in node.xattrs:
-        index, suffix = split_xattr(name)
-        area += XATTR_ENTRY.pack(XattrEntry(len(suffix), index, len(value)))
-        area += suffix
-        area += value
-        area += bytes(-len(area) % XATTR_ENTRY_BYTES)
-    return bytes(area)

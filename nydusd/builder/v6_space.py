@@ -9,19 +9,17 @@ rest of a block starts the next one; the gap is kept for small inodes that come 
 inodes of one directory stay close together.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from nydusd.builder.tree import Node, Xattrs
+from nydusd.rafs.erofs_parts import align, directory_blocks, split_xattr
 from nydusd.rafs.layout_v6 import (
     BLOCK_SIZE,
     CHUNK_INDEX,
-    DIRENT,
     EXTENDED_INODE,
     NID_UNIT,
     XATTR_ENTRY_BYTES,
     XATTR_HEADER_BYTES,
-    XATTR_PREFIXES,
 )
 
 ROOT_NID = BLOCK_SIZE // NID_UNIT  # the meta area starts one block before the root, spec rafs-v6 §9
@@ -37,17 +35,14 @@ class Place(NamedTuple):
     blocks: int  # whole blocks there
 
 
-def align(value: int, unit: int) -> int:
-    """Return the next multiple of `unit`, or `value` itself."""
-    return -(-value // unit) * unit
-
-
-def split_xattr(name: bytes) -> tuple[int, bytes]:
-    """Return (name_index, suffix) of a full name that scan() let through."""
-    for index, prefix in XATTR_PREFIXES.items():
-        if name.startswith(prefix):
-            return index, name[len(prefix) :]
-    raise AssertionError(f"scan() keeps no xattr {name!r}")
+def named_xattrs(xattrs: Xattrs) -> list[tuple[int, bytes, bytes]]:
+    """Return (name_index, suffix, value) of xattrs that scan() let through."""
+    named = []
+    for name, value in xattrs:
+        split = split_xattr(name)
+        assert split is not None, f"scan() keeps no xattr {name!r}"
+        named.append((*split, value))
+    return named
 
 
 def xattr_size(xattrs: Xattrs) -> int:
@@ -55,33 +50,9 @@ def xattr_size(xattrs: Xattrs) -> int:
     if not xattrs:
         return 0
     size = XATTR_HEADER_BYTES
-    for name, value in xattrs:
-        size += align(XATTR_ENTRY_BYTES + len(split_xattr(name)[1]) + len(value), XATTR_ENTRY_BYTES)
+    for _, suffix, value in named_xattrs(xattrs):
+        size += align(XATTR_ENTRY_BYTES + len(suffix) + len(value), XATTR_ENTRY_BYTES)
     return size
-
-
-def index_offset(xattr_bytes: int) -> int:
-    """Return where the chunk index array starts, relative to the inode (spec rafs-v6 §11.1)."""
-    return align(EXTENDED_INODE.size_bytes + xattr_bytes, 8)
-
-
-def directory_blocks(names: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Return (end, bytes used) of each block that holds the sorted `names`.
-
-    `end`: index of the first name that is not in the block any more. Dirents never cross blocks.
-    """
-    blocks: list[tuple[int, int]] = []
-    used = 0
-    for position, name in enumerate(names):
-        needed = DIRENT.size_bytes + len(name)
-        # A block is never filled to its last byte: readers are known that run on into the next one
-        # when the last name of a directory ends there.
-        if used + needed >= BLOCK_SIZE:
-            blocks.append((position, used))
-            used = 0
-        used += needed
-    blocks.append((len(names), used))
-    return blocks
 
 
 def names_of(directory: Node) -> list[bytes]:

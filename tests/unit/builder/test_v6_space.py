@@ -11,12 +11,11 @@ from nydusd.builder.tree import Node, Xattrs
 from nydusd.builder.v6_space import (
     ROOT_NID,
     Space,
-    directory_blocks,
-    index_offset,
+    named_xattrs,
     names_of,
-    split_xattr,
     xattr_size,
 )
+from nydusd.rafs.erofs_parts import directory_blocks, index_offset, pack_xattrs
 
 BLOCK = 4096
 
@@ -124,15 +123,18 @@ def test_dots_are_sorted_among_the_names() -> None:
     assert names_of(folder) == [b"!x", b".", b".-x", b"..", b"...", b"a"]
 
 
-def test_xattr_names_are_split_into_index_and_suffix() -> None:
-    assert split_xattr(b"user.a.b") == (1, b"a.b")
-    assert split_xattr(b"system.posix_acl_access") == (2, b"")
-    assert split_xattr(b"system.posix_acl_default") == (3, b"")
-    assert split_xattr(b"trusted.overlay.opaque") == (4, b"overlay.opaque")
-    assert split_xattr(b"security.capability") == (6, b"capability")
-
-
 def test_the_xattr_area_is_a_header_and_padded_entries() -> None:
     assert xattr_size(()) == 0
     assert xattr_size(((b"user.a", b""),)) == 12 + 8
     assert xattr_size(((b"user.abcd", b"1"), (b"trusted.x", b"123"))) == 12 + 12 + 8
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"user.", b"trusted.a", b"security.b"]), st.binary(max_size=99))
+    )
+)
+def test_the_xattr_area_is_packed_to_the_size_that_was_reserved(
+    xattrs: list[tuple[bytes, bytes]],
+) -> None:
+    assert len(pack_xattrs(named_xattrs(tuple(xattrs)))) == xattr_size(tuple(xattrs))
