@@ -34,6 +34,12 @@ ffibuilder.cdef(
         uint32_t malformed_inodes;
     } nd_v5_walk;
 
+    typedef struct {
+        uint64_t ordered;
+        uint64_t holes;
+        uint64_t end_block;
+    } nd_chunk_layout;
+
     int nd_decode_to_file(const uint8_t *stored, size_t stored_length, uint64_t stored_offset,
                           const nd_chunk *chunks, size_t count, uint32_t codec, uint32_t digester,
                           int fd, nd_result *results);
@@ -60,6 +66,9 @@ ffibuilder.cdef(
                            uint64_t entries, uint32_t blob_index, uint32_t *records,
                            size_t chunk_count, nd_v5_walk *walk);
 
+    int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes,
+                        uint64_t count, uint32_t *blocks, nd_chunk_layout *layout);
+
     int nd_decompress_once(uint32_t codec, const uint8_t *source, size_t source_length,
                            uint8_t *target, size_t target_length);
     size_t nd_compress(uint32_t codec, int level, const uint8_t *source, size_t source_length,
@@ -72,6 +81,7 @@ ffibuilder.set_source(
     /* cffi's own wrappers take a `self` that they do not use. */
     #pragma GCC diagnostic ignored "-Wunused-parameter"
     #include "bootstrap_index.h"
+    #include "chunk_layout.h"
     #include "chunk_map.h"
     #include "codec.h"
     #include "crc32c.h"

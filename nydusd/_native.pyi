@@ -82,6 +82,15 @@ class _Lib:
         chunk_count: int,
         walk: CData,
     ) -> int: ...
+    def nd_chunk_blocks(
+        self,
+        records: CData,
+        length: int,
+        record_bytes: int,
+        count: int,
+        blocks: CData,
+        layout: CData,
+    ) -> int: ...
     def nd_decompress_once(
         self,
         codec: int,

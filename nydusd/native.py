@@ -35,6 +35,7 @@ WritableBuffer = bytearray | memoryview | mmap
 
 _CHUNK: Final = struct.Struct("=QQIIII32s")  # nd_chunk of native/decode.h
 _RESULT: Final = struct.Struct("=ii")  # nd_result
+_LAYOUT: Final = struct.Struct("=QQQ")  # nd_chunk_layout of native/chunk_layout.h
 _V5_WALK: Final = struct.Struct("=II")  # nd_v5_walk
 _COMPRESSED, _HAS_DIGEST, _HAS_CRC = 1, 2, 4  # enum nd_chunk_flag
 
@@ -347,6 +348,37 @@ def _walk_v5(
             rule = f"must lie within {len(source)} bytes, with inodes that do not overlap"
             raise FormatError("inode table", f"{entries} entries at {table_offset}", rule)
     return V5Walk(*_V5_WALK.unpack(walk))
+
+
+class ChunkLayout(NamedTuple):
+    """Where chunk records put their chunks, in blocks of 4096 bytes."""
+
+    blocks: memoryview  # u32 per ordered chunk: its first block
+    holes: int  # runs of whole blocks before a chunk, that no chunk covers
+    end_block: int  # first block behind the last ordered chunk
+
+
+def chunk_layout(records: Buffer, record_bytes: int, count: int) -> ChunkLayout:
+    """Return where the first `count` chunk-info records, of 16 or 24 bytes, put their chunks (spec blob §8).
+
+    Records that do not ascend, or overlap, end the list early: `blocks` is shorter than `count` then.
+    Raises FormatError if the buffer does not hold so many.
+    """
+    _check_chunk_count(count)
+    blocks, layout = bytearray(4 * count), bytearray(_LAYOUT.size)
+    with _bytes(records) as source:
+        if lib.nd_chunk_blocks(
+            source,
+            len(source),
+            record_bytes,
+            count,
+            ffi.from_buffer("uint32_t[]", blocks, require_writable=True),
+            ffi.from_buffer("nd_chunk_layout *", layout, require_writable=True),
+        ):
+            rule = f"must hold {count} of {record_bytes} bytes"
+            raise FormatError("chunk records", f"{len(source)} bytes", rule)
+    ordered, holes, end_block = _LAYOUT.unpack(layout)
+    return ChunkLayout(memoryview(blocks).cast("I").toreadonly()[:ordered], holes, end_block)
 
 
 def _check_chunk_count(chunk_count: int) -> None:

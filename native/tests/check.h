@@ -53,6 +53,7 @@ static inline uint8_t *counted_bytes(size_t size)
 
 void test_blake3(void);
 void test_bootstrap_index(void);
+void test_chunk_layout(void);
 void test_chunk_map(void);
 void test_codec(void);
 void test_crc32c(void);

@@ -7,6 +7,7 @@ int main(void)
 {
     test_blake3();
     test_bootstrap_index();
+    test_chunk_layout();
     test_chunk_map();
     test_codec();
     test_crc32c();

@@ -119,6 +119,13 @@ class Chunk(NamedTuple):
         return self.uncompressed_offset + self.uncompressed_size
 
 
+class PlainLayout(NamedTuple):
+    """Where the chunks of a blob lie in its plain address space, in blocks of 4096 bytes."""
+
+    blocks: "memoryview[int]"  # u32 per chunk, by its number: its first block; ascending
+    is_dense: bool  # no whole block before the last chunk's end that no chunk covers, and no other behind it
+
+
 class ChunkTable(Protocol):
     """All chunks of one blob. Every chunk that it returns has been checked against the blob's bounds.
 
@@ -147,6 +154,17 @@ class ChunkTable(Protocol):
 
     def locate(self, uncompressed_offset: int) -> int | None:
         """Return the index of the chunk that covers a plain offset, None in a hole or past the end."""
+        ...
+
+    def within(self, start: int, end: int) -> Sequence[int]:
+        """Return the chunks that cover plain bytes [start, end), ascending by offset.
+
+        Costs the same in a table of any size, but for the first call. Raises FormatError if chunks overlap.
+        """
+        ...
+
+    def layout(self) -> PlainLayout | None:
+        """Return where the chunks lie; None unless all begin on blocks, in the order of their numbers."""
         ...
 
 

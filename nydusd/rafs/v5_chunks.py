@@ -11,7 +11,7 @@ Raises   FormatError for a record that breaks a rule, UnsupportedError for kinds
 import mmap
 import struct
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from nydusd.blob.model import NO_DIGEST, BlobInfo, Chunk
@@ -87,18 +87,27 @@ class ChunkTableV5:
         return offset, size
 
     def locate(self, uncompressed_offset: int) -> int | None:
-        """Return the chunk that covers a plain offset; see ChunkTable.
+        """Return the chunk that covers a plain offset; see ChunkTable."""
+        found = self.within(uncompressed_offset, uncompressed_offset + 1)
+        return found[0] if found else None
+
+    def within(self, start: int, end: int) -> Sequence[int]:
+        """Return the chunks that cover plain bytes [start, end); see ChunkTable.
 
         The first call sorts the chunks once: 12 bytes each. Raises FormatError if any overlap.
         """
         if self._starts is None:
             self._starts = self._sort()
-        following = bisect_right(self._starts, uncompressed_offset)
-        if following == 0:
-            return None
-        index = self._order[following - 1]
-        offset, size = self.claim(index)
-        return index if uncompressed_offset < offset + size else None
+        if not 0 <= start < end:
+            return ()
+        first = bisect_right(self._starts, start)
+        if first and sum(self.claim(self._order[first - 1])) > start:
+            first -= 1
+        return self._order[first : bisect_left(self._starts, end, first)]
+
+    def layout(self) -> None:
+        """Return None: chunks begin anywhere, and some have no record; see ChunkTable."""
+        return
 
     def _sort(self) -> "array[int]":
         known = (at for at in enumerate(self._positions) if at[1] != NO_RECORD)

@@ -1,13 +1,14 @@
 """Blobs made in the test: chunks of random but repeatable bytes, stored raw or compressed, with records."""
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import blake3
 import zstandard
 
-from nydusd.blob.model import BlobFeature, BlobInfo, Chunk, Codec, Digester
+from nydusd.blob.model import BlobFeature, BlobInfo, Chunk, Codec, Digester, PlainLayout
 from nydusd.errors import FormatError
 from nydusd.rafs.model import Extent
 
@@ -51,10 +52,21 @@ class ListTable:
         return chunk.uncompressed_offset, chunk.uncompressed_size
 
     def locate(self, uncompressed_offset: int) -> int | None:
-        for chunk in self.chunks:
-            if chunk.uncompressed_offset <= uncompressed_offset < chunk.uncompressed_end:
-                return chunk.chunk_index
-        return None
+        found = self.within(uncompressed_offset, uncompressed_offset + 1)
+        return found[0] if found else None
+
+    def within(self, start: int, end: int) -> list[int]:
+        return [
+            chunk.chunk_index
+            for chunk in sorted(self.chunks, key=lambda c: c.uncompressed_offset)
+            if chunk.uncompressed_offset < end and chunk.uncompressed_end > start
+        ]
+
+    def layout(self) -> PlainLayout | None:
+        starts = [chunk.uncompressed_offset for chunk in self.chunks]
+        if starts != sorted(set(starts)) or any(start % ALIGN for start in starts):
+            return None
+        return PlainLayout(memoryview(array("I", [s // ALIGN for s in starts])), is_dense=True)
 
 
 class TableBootstrap:

@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+from array import array
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,34 @@ def test_an_offset_is_located_or_lies_in_a_hole(more: BlobFeature) -> None:
     assert {offset: table.locate(offset) for offset in expected} == expected
 
 
+@BOTH
+def test_the_chunks_within_a_range_are_those_that_cover_a_byte_of_it(more: BlobFeature) -> None:
+    table = open_ci(pack_rows(ROWS, more), make_info(more=more))
+    for start in (0, 1, 4999, 5000, 8192, 12287, 12288, 16383, 16384, 20480, 20481, 1 << 50):
+        for end in (start, start + 1, 5000, 8192, 8193, 16384, 16385, 30_000):
+            expected = [
+                index
+                for index, row in enumerate(ROWS)
+                if start < end
+                and row.uncompressed_offset < end
+                and row.uncompressed_offset + row.uncompressed_size > start
+            ]
+            assert list(table.within(start, end)) == expected, (start, end)
+
+
+@BOTH
+def test_the_layout_tells_holes_from_a_dense_blob(more: BlobFeature) -> None:
+    layout = open_ci(pack_rows(ROWS, more), make_info(more=more)).layout()
+    assert layout is not None
+    assert list(layout.blocks) == [0, 2, 4]
+    assert not layout.is_dense  # chunk 1 ends at block 3
+    rows = (Row(0, 9, 0, 5000), Row(9, 9, 8192, 4096))
+    table = open_ci(pack_rows(rows, more), make_info(rows, more=more, uncompressed_size=12288))
+    assert table.layout() == (memoryview(array("I", [0, 2])), True)
+    short = make_info(rows, more=more, uncompressed_size=16384)
+    assert open_ci(pack_rows(rows, more), short).layout() == (memoryview(array("I", [0, 2])), False)
+
+
 def test_before_the_first_chunk_is_a_hole() -> None:
     row = Row(0, 9, 4096, 9)
     assert open_ci(row.v1(), make_info((row,))).locate(4095) is None
@@ -213,6 +242,7 @@ def test_records_out_of_order_are_not_searched(more: BlobFeature, second: Row) -
     for _ in range(2):
         with pytest.raises(FormatError, match="unsorted"):
             table.locate(0)
+        assert table.layout() is None
     assert table.chunk(1).compressed_offset == 9
 
 

@@ -87,6 +87,18 @@ def test_an_offset_is_located_in_chunks_packed_anywhere() -> None:
     ]
 
 
+def test_the_chunks_within_a_range_are_those_that_cover_a_byte_of_it() -> None:
+    table = table_of(image_of_two_files().bootstrap)
+    spans = [(0, 4096), (4096, 8192), (8192, 10240), (10240, 10243)]
+    for start in (0, 4095, 4096, 10239, 10240, 10242, 10243):
+        for end in (start, start + 1, 4096, 10240, 10241, 20_000):
+            expected = [
+                i for i, (a, b) in enumerate(spans) if a < end and b > start and start < end
+            ]
+            assert list(table.within(start, end)) == expected, (start, end)
+    assert table.layout() is None
+
+
 def test_chunks_in_another_order_than_their_numbers_are_located() -> None:
     image = image_of_two_files()
     swapped = patched_chunk(image, image.node(b"z"), uncompressed_offset=1 << 30)

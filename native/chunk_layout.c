@@ -1,0 +1,44 @@
+/* One pass over chunk-info records: positions, order and holes. */
+#include "chunk_layout.h"
+
+#include "bytes.h"
+
+/* A chunk in the plain address space: whole blocks, the last one maybe in part. */
+struct run {
+    uint32_t block;
+    uint64_t blocks; /* 1 to 4096 */
+};
+
+static struct run run_of(const uint8_t *record, uint32_t record_bytes)
+{
+    uint64_t word = nd_load64(record), size;
+    uint32_t block;
+    if (record_bytes == ND_V1_RECORD_BYTES) { /* size - 1: low 20 bits at 44, high 4 bits at 8 */
+        block = (uint32_t)(word >> 12);
+        size = ((word >> 44) | (word & 0xf00) << 12) + 1;
+    } else {
+        block = (uint32_t)word;
+        size = (word >> 32 & 0xffffff) + 1;
+    }
+    return (struct run){block, (size + ND_BLOCK_BYTES - 1) / ND_BLOCK_BYTES};
+}
+
+int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
+                    uint32_t *blocks, nd_chunk_layout *layout)
+{
+    *layout = (nd_chunk_layout){0};
+    if (record_bytes != ND_V1_RECORD_BYTES && record_bytes != ND_V2_RECORD_BYTES)
+        return -1;
+    if (count > length / record_bytes)
+        return -1;
+    for (uint64_t i = 0; i < count; i++) {
+        struct run run = run_of(records + i * record_bytes, record_bytes);
+        if (run.block < layout->end_block)
+            break;
+        layout->holes += run.block > layout->end_block;
+        layout->end_block = run.block + run.blocks;
+        layout->ordered = i + 1;
+        blocks[i] = run.block;
+    }
+    return 0;
+}

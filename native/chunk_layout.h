@@ -1,0 +1,25 @@
+/* Where the chunks of a v6 blob lie in its plain address space, by its chunk-info array (spec blob §8). */
+#ifndef ND_CHUNK_LAYOUT_H
+#define ND_CHUNK_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define ND_BLOCK_BYTES 4096
+#define ND_V1_RECORD_BYTES 16
+#define ND_V2_RECORD_BYTES 24
+
+typedef struct {
+    uint64_t ordered;    /* records that ascend and do not overlap, counted up to the first that breaks */
+    uint64_t holes;      /* runs of whole blocks before a chunk, that no chunk covers */
+    uint64_t end_block;  /* first block behind the last ordered chunk */
+} nd_chunk_layout;
+
+/* Fill `blocks[i]` with the first block of chunk i, for the ordered records.
+ *
+ * 0, or -1 if `record_bytes` is no record's size or the `length` bytes do not hold `count` of them.
+ */
+int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
+                    uint32_t *blocks, nd_chunk_layout *layout);
+
+#endif
