@@ -1,12 +1,10 @@
-"""HTTP/1.1 requests for backends: httpx's transport on trio, and nothing of httpx above it.
+"""HTTP/1.1 requests for backends: httpx's requests and answers over our own transport.
 
-Imported at the first request only (40 ms, 3 MiB). The transport is used without `httpx.AsyncClient`
-on purpose: no cookies, no environment proxies, no redirects followed behind our back, no log line
-with a signed URL.
+Imported at the first request only (20 ms, 3 MiB). There is no `httpx.AsyncClient` on purpose: no cookies,
+no environment proxies, no redirects followed behind our back, no log line with a signed URL.
 
-Owns     connections, kept alive 90 s (spec backends §2); how many are open at once is the caller's
-         to bound (attempts.py): a request never queues here, because httpcore's pool can lose a slot
-         when a queued request is cancelled.
+Owns     a transport and its connections (http_transport.py); how many are open at once is the caller's
+         to bound (attempts.py).
 Callers  tasks of the trio thread.
 Raises   TransportError for whatever httpx, h11, ssl or the socket raise; BackendError for bad bodies.
 Time     connect, each write and each read have the configured limits (0: none); the whole is bounded
@@ -14,7 +12,6 @@ Time     connect, each write and each read have the configured limits (0: none);
 Cancel   the connection in use is closed.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -32,13 +29,11 @@ from nydusd.storage.backend.http_faults import (
     words_of,
 )
 from nydusd.storage.backend.http_range import BodyPlan
+from nydusd.storage.backend.http_transport import HttpTransport, SizedBody
 from nydusd.storage.backend.tls import Tls
 from nydusd.units import KIB
 
-KEEP_ALIVE_S: Final = 90.0
-KEPT_ALIVE_MAX: Final = 24  # all requests under way, and some to a token server or a storage host
 ERROR_BODY_MAX_BYTES: Final = 16 * KIB  # read for its words; what is longer costs the connection
-POOL_WAIT_S: Final = 5.0  # never reached: the pool is not bounded, see above
 
 OpenTransport = Callable[[Tls], httpx.AsyncBaseTransport]
 
@@ -56,15 +51,8 @@ _NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 def open_transport(tls: Tls) -> httpx.AsyncBaseTransport:
-    """Return a transport with fresh connections: HTTP/1.1, no proxy, no environment."""
-    limits = httpx.Limits(
-        max_connections=None,
-        max_keepalive_connections=KEPT_ALIVE_MAX,
-        keepalive_expiry=KEEP_ALIVE_S,
-    )
-    return httpx.AsyncHTTPTransport(
-        verify=tls.context, trust_env=False, http1=True, http2=False, limits=limits
-    )
+    """Return a transport with fresh connections."""
+    return HttpTransport(tls.context)
 
 
 class _Connections:
@@ -94,13 +82,11 @@ class HttpClient:
         self, options: HttpOptions, tls: Tls, open_transport: OpenTransport = open_transport
     ) -> None:
         """Open nothing yet."""
-        # httpcore logs headers of requests and answers at DEBUG: tokens, signed URLs.
-        logging.getLogger("httpcore").setLevel(logging.WARNING)
         limits = httpx.Timeout(
             connect=options.connect_timeout_s or None,
             read=options.timeout_s or None,
             write=options.timeout_s or None,
-            pool=POOL_WAIT_S,
+            pool=None,
         )
         self._extensions = {"timeout": limits.as_dict()}
         self._tls = tls
@@ -173,10 +159,16 @@ class Answer:
         return self._response.headers.get_list(name)
 
     async def read(self, plan: BodyPlan) -> bytearray:
-        """Return the planned part of the body, copied once into a buffer of exactly its length.
+        """Return the planned part of the body, in a buffer of exactly its length.
 
         Raises BackendError, temporary, if the body is shorter or longer than planned.
         """
+        stream = self._response.stream
+        if isinstance(stream, SizedBody) and stream.length == plan.length == plan.total:
+            body = bytearray(plan.length)
+            with _translated(self.line):
+                await stream.read_into(memoryview(body))
+            return body
         part = _BodyPart(plan)
         await self._consume(part.take)
         wanted = plan.skip + plan.length
