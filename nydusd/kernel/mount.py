@@ -1,18 +1,18 @@
 """The system calls around a FUSE mount: mount(2), umount2(2), statx(2), and /dev/fuse.
 
-libfuse is never asked to mount: whoever opens /dev/fuse himself can hand the descriptor on, to a
-supervisor or to a successor (docs/design.md §4, Takeover).
-
 Owns     nothing; callers own the descriptors they get.
 Callers  kernel/session.py; daemon/ for `is_listed`. Everything is synchronous and returns at once.
 Raises   MountError, which names the call and the mountpoint.
 """
 
 import ctypes
+import fcntl
+import logging
 import os
 import re
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ from nydusd.errors import NydusError
 
 DEVICE: Final = "/dev/fuse"
 SOURCE: Final = "rafs"
-# 256 pages and one for the header: the largest request, equal to libfuse's buffer (spec fs-behaviour §1).
+# As the reference has it (spec fs-behaviour §1): 256 pages, which bound a read, and one more.
 MAX_READ_BYTES: Final = 256 * 4096 + 4096
 FUSERMOUNT: Final = "fusermount3"
 FUSERMOUNT_TIMEOUT_S: Final = 10.0
@@ -40,7 +40,9 @@ _STATX_BASIC_AND_BIRTH: Final = 0xFFF
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
 _STATX_BYTES: Final = 256
+_FUSE_DEV_IOC_CLONE: Final = 0x8004E500  # _IOR(229, 0, uint32_t)
 
+log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,7 +58,7 @@ class MountIdentity(NamedTuple):
     unique: bool  # never given again (Linux 6.8); else a later mount may get the same numbers
 
 
-def mount_fuse(mountpoint: Path, *, writable: bool) -> int:
+def mount_fuse(mountpoint: Path, *, writable: bool = False) -> int:
     """Mount a FUSE file system on an existing directory and return its /dev/fuse descriptor.
 
     The descriptor does not block: a request can be withdrawn between poll and read, and read must not
@@ -74,6 +76,30 @@ def mount_fuse(mountpoint: Path, *, writable: bool) -> int:
         return _mount_by_fusermount(mountpoint, writable=writable)
     except OSError as exc:
         raise MountError(f"mount of {mountpoint}: {exc}") from exc
+
+
+def with_clones(fuse_fd: int, count: int) -> list[int]:
+    """Return `fuse_fd` and clones of it, `count` in all; fewer where the kernel makes none (before 4.2).
+
+    Each is a queue of its own for what is read and not yet answered, with a lock of its own.
+    """
+    fds = [fuse_fd]
+    try:
+        while len(fds) < count:
+            fds.append(_clone(fuse_fd))
+    except OSError as exc:
+        log.debug("no more clones of /dev/fuse: count=%d reason=%s", len(fds), exc.strerror)
+    return fds
+
+
+def _clone(fuse_fd: int) -> int:
+    clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(clone, _FUSE_DEV_IOC_CLONE, struct.pack("=I", fuse_fd))
+    except OSError:
+        os.close(clone)
+        raise
+    return clone
 
 
 def _mount_directly(mountpoint: Path, kind: int, *, writable: bool) -> int:
