@@ -69,6 +69,37 @@ ffibuilder.cdef(
     int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes,
                         uint64_t count, uint32_t *blocks, nd_chunk_layout *layout);
 
+    typedef struct nd_relay nd_relay;
+    typedef struct {
+        uint64_t file_offset, cache_offset;
+        uint32_t length;
+        uint32_t chunk;
+        uint32_t source;
+        uint32_t pad;
+    } nd_segment;
+    typedef struct {
+        uint64_t reads, bytes, latency_us;
+        uint64_t by_size[8], by_latency[8];
+    } nd_read_counts;
+
+    nd_relay *nd_relay_new(int wake_fd);
+    int nd_relay_start(nd_relay *relay, const int *devices, size_t device_count, unsigned threads,
+                       unsigned threads_max);
+    int nd_relay_stop(nd_relay *relay, unsigned timeout_ms);
+    void nd_relay_free(nd_relay *relay);
+    int nd_relay_add_source(nd_relay *relay, int fd, const uint8_t *bits, size_t bits_length,
+                            uint64_t chunk_count, uint8_t *watch, uint64_t *hits);
+    int nd_relay_drop_source(nd_relay *relay, unsigned source);
+    int nd_relay_add_file(nd_relay *relay, uint64_t nodeid, uint64_t size,
+                          const nd_segment *segments, size_t count, int zero_gaps,
+                          nd_read_counts *counts);
+    int nd_relay_add_flat(nd_relay *relay, uint64_t nodeid, uint64_t size, unsigned source,
+                          const uint32_t *blocks, size_t count, nd_read_counts *counts);
+    int nd_relay_drop_file(nd_relay *relay, uint64_t nodeid);
+    ssize_t nd_relay_take(nd_relay *relay, uint8_t *room, size_t length);
+    int nd_relay_answer(nd_relay *relay, int device_fd, const uint8_t *request, size_t length);
+    uint64_t nd_relay_dropped(const nd_relay *relay);
+
     int nd_decompress_once(uint32_t codec, const uint8_t *source, size_t source_length,
                            uint8_t *target, size_t target_length);
     size_t nd_compress(uint32_t codec, int level, const uint8_t *source, size_t source_length,
@@ -87,13 +118,15 @@ ffibuilder.set_source(
     #include "crc32c.h"
     #include "decode.h"
     #include "digest.h"
+    #include "relay.h"
     """,
     # Relative to setup.py's folder, as setuptools wants them.
     sources=sorted(f"native/{path.name}" for path in HERE.glob("*.c")),
     depends=sorted(f"native/{path.name}" for path in HERE.glob("*.h")),
     include_dirs=["native"],
     libraries=["lz4", "z", "zstd", "crypto"],
-    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", *WARNINGS],
+    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", *WARNINGS],
+    extra_link_args=["-pthread"],
 )
 
 if __name__ == "__main__":

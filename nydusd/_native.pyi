@@ -1,6 +1,6 @@
-# Types of the cffi module, as far as nydusd/native.py uses it. The C side is native/*.h.
+# Types of the cffi module, as far as nydusd/native.py and nydusd/native_relay.py use it. The C side is native/*.h.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from mmap import mmap
 from typing import Self
 
@@ -11,6 +11,7 @@ class CData:
     def __exit__(self, *exc: object) -> None: ...
 
 class _FFI:
+    NULL: CData
     def from_buffer(
         self,
         cdecl: str,
@@ -21,6 +22,7 @@ class _FFI:
     def buffer(self, cdata: CData, size: int = -1) -> memoryview: ...
     def new_allocator(self, *, should_clear_after_alloc: bool) -> Callable[[str, int], CData]: ...
     def sizeof(self, cdecl: str) -> int: ...
+    def release(self, cdata: CData) -> None: ...
     def offsetof(self, cdecl: str, field: str) -> int: ...
 
 class _Lib:
@@ -108,6 +110,52 @@ class _Lib:
         target: CData,
         capacity: int,
     ) -> int: ...
+    def nd_relay_new(self, wake_fd: int) -> CData | None: ...
+    def nd_relay_start(
+        self,
+        relay: CData,
+        devices: Sequence[int],
+        device_count: int,
+        threads: int,
+        threads_max: int,
+    ) -> int: ...
+    def nd_relay_stop(self, relay: CData, timeout_ms: int) -> int: ...
+    def nd_relay_free(self, relay: CData) -> None: ...
+    def nd_relay_add_source(
+        self,
+        relay: CData,
+        fd: int,
+        bits: CData,
+        bits_length: int,
+        chunk_count: int,
+        watch: CData,
+        hits: CData,
+    ) -> int: ...
+    def nd_relay_drop_source(self, relay: CData, source: int) -> int: ...
+    def nd_relay_add_file(
+        self,
+        relay: CData,
+        nodeid: int,
+        size: int,
+        segments: CData,
+        count: int,
+        zero_gaps: bool,
+        counts: CData,
+    ) -> int: ...
+    def nd_relay_add_flat(
+        self,
+        relay: CData,
+        nodeid: int,
+        size: int,
+        source: int,
+        blocks: CData,
+        count: int,
+        counts: CData,
+    ) -> int: ...
+    def nd_relay_drop_file(self, relay: CData, nodeid: int) -> int: ...
+    def nd_relay_take(self, relay: CData, room: CData, length: int) -> int: ...
+    def nd_relay_answer(self, relay: CData, device_fd: int, request: CData, length: int) -> int: ...
+    def nd_relay_dropped(self, relay: CData) -> int: ...
 
 ffi: _FFI
 lib: _Lib

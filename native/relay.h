@@ -1,0 +1,98 @@
+/* The relay: threads between /dev/fuse and Python. They answer READs of what a cache file holds already
+ * and queue every other request.
+ *
+ * Devices are descriptors of one FUSE connection: /dev/fuse itself, or clones of it. A reply goes to
+ * the descriptor that its request was read from. Pointers given stay the caller's and must outlive
+ * what they were given for; so must descriptors. All functions but start, stop and free may be called
+ * from any thread at any time; those three by one caller, free only when all threads have ended.
+ * Functions return 0 or what is said, or -errno: -EINVAL for offsets, counts and numbers that do not
+ * fit each other, -ENOMEM.
+ */
+#ifndef ND_RELAY_H
+#define ND_RELAY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define ND_RELAY_THREADS_MAX 64
+#define ND_REPLY_BYTES_MAX (1u << 20) /* a READ of more is Python's */
+/* At least 8192 and max_write + 80, or the kernel refuses to be read. BATCH_FORGET fills it, so it is
+ * no larger than needed: what it touches stays. */
+#define ND_REQUEST_BYTES_MAX 16384
+
+typedef struct nd_relay nd_relay;
+
+typedef struct {
+    uint64_t file_offset, cache_offset;
+    uint32_t length; /* not 0 */
+    uint32_t chunk;  /* whose bit says that the bytes are there */
+    uint32_t source;
+    uint32_t pad;
+} nd_segment;
+
+/* Replies with data. Added to atomically, before the reply is written: who has read finds himself counted. */
+typedef struct {
+    uint64_t reads, bytes, latency_us; /* from the request's arrival to just before the reply */
+    uint64_t by_size[8], by_latency[8];
+} nd_read_counts;
+
+enum nd_message_kind {
+    ND_MESSAGE_REQUEST = 0, /* body: a request as the kernel sent it, at least a whole header */
+    ND_MESSAGE_TOUCHED = 1, /* body: u32 source, u32 chunk. A watched chunk was read; its watch bit is clear now */
+    ND_MESSAGE_ENDED = 2,   /* body: i32 errno. A device cannot be read any more; once after each start */
+};
+
+typedef struct {
+    uint32_t length; /* of this header and the body; the next message begins at the next multiple of 8 */
+    uint16_t kind, device;
+} nd_message;
+
+/* `wake_fd`: an eventfd, non-blocking, left alone by others; readable exactly while something is queued. */
+nd_relay *nd_relay_new(int wake_fd);
+
+/* Clears O_NONBLOCK of the devices. Thread i reads devices[i % device_count]. -EBUSY: not stopped. */
+int nd_relay_start(nd_relay *relay, const int *devices, size_t device_count, unsigned threads,
+                   unsigned threads_max);
+
+/* Have the threads end. What they took stays in the queue, later requests stay in the kernel.
+ * -ETIMEDOUT: some have not ended (they wait for a disk) and will; stop again. */
+int nd_relay_stop(nd_relay *relay, unsigned timeout_ms);
+
+void nd_relay_free(nd_relay *relay);
+
+/* A cache file. Returns its number, which is never given again. `watch`: same layout as `bits`, or NULL.
+ * `hits`: aligned, or NULL; one is added per run of a read's bytes that lies in this source. */
+int nd_relay_add_source(nd_relay *relay, int fd, const uint8_t *bits, size_t bits_length,
+                        uint64_t chunk_count, uint8_t *watch, uint64_t *hits);
+
+/* Waits until no thread uses it. READs that need it are Python's from now on. -ENOENT. */
+int nd_relay_drop_source(nd_relay *relay, unsigned source);
+
+/* A file whose bytes lie in segments: ascending, not overlapping, of sources known now. Bytes between
+ * them are zeros (`zero_gaps`) or Python's. -EEXIST. */
+int nd_relay_add_file(nd_relay *relay, uint64_t nodeid, uint64_t size, const nd_segment *segments,
+                      size_t count, int zero_gaps, nd_read_counts *counts);
+
+/* A file that lies in its cache file at the same offsets. Chunk i is [4096 * blocks[i],
+ * 4096 * blocks[i + 1]), the last one ends with the file; `blocks` are strictly ascending. Bytes
+ * before chunk 0 need no bit. -EEXIST. */
+int nd_relay_add_flat(nd_relay *relay, uint64_t nodeid, uint64_t size, unsigned source,
+                      const uint32_t *blocks, size_t count, nd_read_counts *counts);
+
+/* Waits until no thread uses it. -ENOENT. */
+int nd_relay_drop_file(nd_relay *relay, uint64_t nodeid);
+
+/* Take whole messages out of the queue, as many as fit; bytes copied, 0: nothing queued.
+ * ND_REQUEST_BYTES_MAX + 8 bytes hold any message; -EMSGSIZE: the first one does not fit. */
+ssize_t nd_relay_take(nd_relay *relay, uint8_t *room, size_t length);
+
+/* Answer one READ from the caller's thread, which may wait for the disk: 1 done (or withdrawn), 0 it
+ * is not a READ of bytes that are all there, or -errno of the reply's write. */
+int nd_relay_answer(nd_relay *relay, int device_fd, const uint8_t *request, size_t length);
+
+/* Requests dropped because they had not even a header. */
+uint64_t nd_relay_dropped(const nd_relay *relay);
+
+#endif
