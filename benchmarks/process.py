@@ -1,4 +1,4 @@
-"""A daemon under measurement, and how commands are timed from outside."""
+"""A daemon under measurement, from its argv to its end; memory and CPU as seen from outside."""
 
 import http.client
 import json
@@ -16,6 +16,32 @@ from typing import Any
 
 RUNNING_TIMEOUT_S = 30.0
 POLL_S = 0.001
+ROOT = Path(__file__).parents[1]
+SCRIPT = "import sys\nfrom nydusd.cli.nydusd import main\nsys.exit(main())\n"
+
+
+def environment() -> dict[str, str]:
+    """What daemons are started with: byte-code is kept, as in any installation, and found without one."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def own_program(folder: Path) -> str:
+    """Return our `nydusd` as a command: the installed script, else one in `folder` as pip writes it."""
+    installed = Path(sys.executable).with_name("nydusd")
+    if installed.exists():
+        return shlex.quote(str(installed))
+    script = folder / "nydusd"
+    script.write_text(f"#!{sys.executable}\n{SCRIPT}")
+    script.chmod(0o755)
+    return shlex.quote(str(script))
+
+
+def knows_option(program: str, option: str) -> bool:
+    """Tell whether the help of `nydusd fuse` names an option."""
+    argv = [*shlex.split(program), "fuse", "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
+    return option in done.stdout.split()
 
 
 class _Unix(http.client.HTTPConnection):
@@ -48,35 +74,67 @@ class Daemon:
         finally:
             connection.close()
 
-    def fetched(self) -> tuple[int, int]:
-        """Return (requests, stored bytes) asked of the backend so far."""
-        stats = self.get("/api/v1/metrics/backend")
-        return stats["read_count"], stats["read_amount_total"]
+    def requests(self) -> int:
+        """Return the number of requests asked of the backend so far, by the daemon's own count."""
+        count: int = self.get("/api/v1/metrics/backend")["read_count"]
+        return count
 
     def pss_mib(self) -> float:
-        """Return the proportional set size."""
-        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
-        (line,) = [line for line in text.splitlines() if line.startswith("Pss:")]
-        return int(line.split()[1]) / 1024
+        """Return the proportional set size of the daemon and its children."""
+        return sum(_pss_kib(pid) for pid in self._pids()) / 1024
 
     def cpu_s(self) -> float:
-        """Return user and system seconds used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return user and system seconds used so far, those of children that ended included."""
+        return sum(map(_ticks, self._pids())) / os.sysconf("SC_CLK_TCK")
+
+    def holds_dev_fuse(self) -> bool:
+        """Tell whether the daemon has a FUSE session: without one it cannot be in the read path."""
+        for fd in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            try:
+                if os.readlink(fd) == "/dev/fuse":
+                    return True
+            except FileNotFoundError:
+                continue  # closed since it was listed
+        return False
+
+    def _pids(self) -> list[int]:
+        """The daemon and everything below it."""
+        pids = [self.process.pid]
+        for pid in pids:  # grows while it is walked
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids += map(int, task.read_text().split())
+        return pids
+
+
+def _pss_kib(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("Pss:")]
+    return int(line.split()[1])
+
+
+def _ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
 
 
 @contextmanager
-def daemon(program: str, folder: Path, bootstrap: Path, config: dict[str, Any]) -> Iterator[Daemon]:
-    """Run a daemon with `config` in `folder`; ends it and its mount with the block."""
+def daemon(
+    program: str, folder: Path, bootstrap: Path, config: dict[str, Any], *, log_level: str = "warn"
+) -> Iterator[Daemon]:
+    """Run a daemon with `config` in `folder`; ends it and its mount with the block.
+
+    program: the command up to what follows here, subcommand and further options included.
+    """
     mountpoint, api, config_file = folder / "mnt", folder / "api.sock", folder / "config.json"
     mountpoint.mkdir(exist_ok=True)
     config_file.write_text(json.dumps(config))
     argv = [*shlex.split(program), "--config", str(config_file), "--bootstrap", str(bootstrap)]
-    argv += ["--mountpoint", str(mountpoint), "--apisock", str(api), "--log-level", "warn"]
+    argv += ["--mountpoint", str(mountpoint), "--apisock", str(api), "--log-level", log_level]
     argv += ["--rlimit-nofile", "0"]  # peers die where they may not raise the limit
-    with (folder / "log").open("ab") as log:
+    env = environment()
+    with (folder / "log").open("wb") as log:
         begin = time.perf_counter()
-        process = subprocess.Popen(argv, stdout=log, stderr=log)
+        process = subprocess.Popen(argv, stdout=log, stderr=log, env=env)
     running = Daemon(process, api, mountpoint, 0.0)
     try:
         while True:
@@ -98,8 +156,9 @@ def daemon(program: str, folder: Path, bootstrap: Path, config: dict[str, Any]) 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if os.path.ismount(mountpoint):
-            subprocess.run(["umount", "-l", mountpoint], check=False)
+        while os.path.ismount(mountpoint):
+            subprocess.run(["umount", "-l", mountpoint], check=True)
+        api.unlink(missing_ok=True)  # a stale socket of a killed one
 
 
 def drop_caches() -> None:

@@ -1,12 +1,12 @@
-"""What is measured: an image made from this machine's own Debian packages, and an ext4 copy of the same tree."""
+"""What is measured: an image made from this machine's own Debian packages, and copies of the same tree."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nydusd.builder.build import build_image
 from nydusd.builder.options import BuildOptions
@@ -16,13 +16,20 @@ START_BYTES = 64 << 20  # the mean means nothing before
 EXT4_SPARE = 1.4  # of the tree's size: inodes, journal, slack
 
 
+class Tree(NamedTuple):
+    """A mounted copy, and the file that its bytes come from."""
+
+    path: Path
+    store: Path
+
+
 @dataclass(frozen=True)
 class Subject:
     """One tree in its three forms."""
 
     source: Path
     paths: int
-    plain_bytes: int
+    plain_bytes: int  # of files, hard links once
     bootstrap: Path
     blobs: Path
     blob_id: str
@@ -82,10 +89,12 @@ def make_subject(folder: Path, paths_max: int, mean_bytes: int, fs_version: int 
     blobs = folder / "blobs"
     blobs.mkdir()
     result = build_image(source, BuildOptions(fs_version=fs_version), folder / "bootstrap", blobs)
+    files = (os.lstat(p) for p in source.rglob("*") if p.is_file() and not p.is_symlink())
+    sizes = {found.st_ino: found.st_size for found in files}
     return Subject(
         source,
         len(paths),
-        result.source_bytes,
+        sum(sizes.values()),
         folder / "bootstrap",
         blobs,
         result.blob_ids[0],
@@ -94,7 +103,7 @@ def make_subject(folder: Path, paths_max: int, mean_bytes: int, fs_version: int 
 
 
 @contextmanager
-def ext4_copy(subject: Subject, folder: Path) -> Iterator[Path]:
+def ext4_copy(subject: Subject, folder: Path) -> Iterator[Tree]:
     """Mount an ext4 file system with the same tree for the length of the block."""
     image, mountpoint = folder / "ext4.img", folder / "ext4"
     mountpoint.mkdir()
@@ -103,12 +112,23 @@ def ext4_copy(subject: Subject, folder: Path) -> Iterator[Path]:
     subprocess.run(["mkfs.ext4", "-q", "-d", subject.source, image], check=True)
     subprocess.run(["mount", "-o", "loop,ro", image, mountpoint], check=True)
     try:
-        yield mountpoint
+        yield Tree(mountpoint, image)
     finally:
         subprocess.run(["umount", mountpoint], check=True)
         image.unlink()
 
 
-def remove(folder: Path) -> None:
-    """Delete a work folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def erofsfuse_copy(subject: Subject, folder: Path, program: str) -> Iterator[Tree]:
+    """Mount an EROFS image of the same tree, not compressed, with Debian's `erofsfuse` for the block."""
+    image, mountpoint = folder / "erofs.img", folder / "erofsfuse"
+    mountpoint.mkdir()
+    subprocess.run(["mkfs.erofs", image, subject.source], check=True, capture_output=True)
+    subprocess.run(
+        [program, image, mountpoint], check=True, capture_output=True
+    )  # forks when mounted
+    try:
+        yield Tree(mountpoint, image)
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
+        image.unlink()
