@@ -198,3 +198,31 @@ def _check_tables(found: SuperblockV5, size: int, source: str) -> None:
         end, before = start + length, name
         if end > size:
             raise FormatError(f"{name} end", end, f"above the file's {size} bytes", source)
+
+
+def shown_details(layout: SuperblockV5) -> dict[str, int]:
+    """Return the raw fields by the names of GET /daemon/backend (spec api §3.1); 0: not of v5."""
+    return {
+        "magic": layout.s_magic,
+        "version": layout.s_fs_version,
+        "sb_size": layout.s_sb_size,
+        "root_inode": 0,
+        "chunk_size": layout.s_block_size,
+        "batch_size": 0,
+        "inodes_count": layout.s_inodes_count,
+        "flags": layout.s_flags,
+        "inode_table_entries": layout.s_inode_table_entries,
+        "inode_table_offset": layout.s_inode_table_offset,
+        "blob_table_size": layout.s_blob_table_size,
+        "blob_table_offset": layout.s_blob_table_offset,
+        "extended_blob_table_offset": layout.s_extended_blob_table_offset,
+        "extended_blob_table_entries": layout.s_extended_blob_table_entries,
+        "blob_device_table_count": 0,
+        "blob_device_table_offset": 0,
+        "prefetch_table_offset": layout.s_prefetch_table_offset,
+        "prefetch_table_entries": layout.s_prefetch_table_entries,
+        "meta_blkaddr": 0,
+        "root_nid": 0,
+        "chunk_table_offset": 0,
+        "chunk_table_size": 0,
+    }

@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from nydusd.blob.model import BlobInfo, DigestSource
 from nydusd.errors import FormatError, NotFoundError, UnsupportedError
@@ -36,6 +36,7 @@ from nydusd.rafs.layout_v5 import (
     SuperblockV5,
     align8,
     read_superblock,
+    shown_details,
     xattr_offset,
 )
 from nydusd.rafs.model import DirEntry, Extent, Inode, Superblock, SuperblockFlag
@@ -89,6 +90,20 @@ def open_v5(
     return bootstrap
 
 
+class RawV5(NamedTuple):
+    """A bootstrap as it lies there, unchecked but for its tables: for who reads all of it at once."""
+
+    data: mmap.mmap | bytes
+    table_offset: int  # of the inode table
+    slots: int  # its entries
+    chunk_size: int
+    owner: tuple[int, int] | None  # who owns every inode; None: each inode says so itself
+    numbers: tuple[
+        ChunkNumbers, ...
+    ]  # by blob; empty where chunk records have numbers of their own
+    source: str
+
+
 class BootstrapV5:
     """A v5 bootstrap, as rafs.model.Bootstrap describes it. An inode's `position` is its record's offset."""
 
@@ -132,7 +147,7 @@ class BootstrapV5:
             flags=flags,
             chunk_size=layout.s_block_size,
             inode_count=layout.s_inodes_count,
-            details=_details(layout),
+            details=shown_details(layout),
         )
 
     def inode(self, ino: int) -> Inode:
@@ -296,6 +311,18 @@ class BootstrapV5:
     def digests(self, blob_index: int) -> DigestSource | None:  # noqa: ARG002 - the protocol's
         """Return None: in v5 the chunk records themselves carry digest and CRC."""
         return None
+
+    def raw(self) -> RawV5:
+        """Return where the records lie. `data` must not be used after `close`."""
+        return RawV5(
+            self._data,
+            self._table_offset,
+            self._slots,
+            self._chunk_size,
+            self._owner,
+            self._numbers,
+            self._source,
+        )
 
     def close(self) -> None:
         """Unmap the file. The bootstrap and its chunk tables must not be used afterwards."""
@@ -467,31 +494,3 @@ class BootstrapV5:
 
     def _refuse(self, number: int, field: str, value: object, rule: str) -> NoReturn:
         raise FormatError(f"inode {number}: {field}", value, rule, self._source)
-
-
-def _details(layout: SuperblockV5) -> dict[str, int]:
-    """Return the raw fields by the names of GET /daemon/backend (spec api §3.1); 0: not of v5."""
-    return {
-        "magic": layout.s_magic,
-        "version": layout.s_fs_version,
-        "sb_size": layout.s_sb_size,
-        "root_inode": 0,
-        "chunk_size": layout.s_block_size,
-        "batch_size": 0,
-        "inodes_count": layout.s_inodes_count,
-        "flags": layout.s_flags,
-        "inode_table_entries": layout.s_inode_table_entries,
-        "inode_table_offset": layout.s_inode_table_offset,
-        "blob_table_size": layout.s_blob_table_size,
-        "blob_table_offset": layout.s_blob_table_offset,
-        "extended_blob_table_offset": layout.s_extended_blob_table_offset,
-        "extended_blob_table_entries": layout.s_extended_blob_table_entries,
-        "blob_device_table_count": 0,
-        "blob_device_table_offset": 0,
-        "prefetch_table_offset": layout.s_prefetch_table_offset,
-        "prefetch_table_entries": layout.s_prefetch_table_entries,
-        "meta_blkaddr": 0,
-        "root_nid": 0,
-        "chunk_table_offset": 0,
-        "chunk_table_size": 0,
-    }
