@@ -57,7 +57,6 @@ def main() -> None:
         trees = copies(stack, options, folder, stage)
         table = Table([*(who.column for who in daemons), *trees])
         source = stage.subject.source
-        large = reads.large_files(source)
         measurement = Measurement(
             table=table,
             subject=stage.subject,
@@ -66,8 +65,8 @@ def main() -> None:
             link=stage.link,
             host=stage.host,
             mbit=options.mbit,
-            big=stage.big,
-            plans={kib: reads.plan_reads(source, large, kib) for kib, _ in RANDOM_SHAPES},
+            big=stage.large[0],
+            plans={kib: reads.plan_reads(source, stage.large, kib) for kib, _ in RANDOM_SHAPES},
             xattrs=walks.getfattr(source)[1],
         )
         print(f"{stage.title}; medians of {options.rounds}\n", flush=True)

@@ -5,6 +5,7 @@ Only between two lives of a daemon. All daemons that share the layout are served
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from nydusd.rafs.model import Bootstrap, Extent, Inode
 
 MAP_HEADER_BYTES = 4096
 ALL_READY_OFFSET = 12
+VICTIM_BYTES_MAX = 64 << 10  # none of the large files that reads of one file are measured with
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A file of one chunk, which is no other file's: taken out, the rest of the tree is still whole."""
+    """A small file of one chunk, which is no other file's: the rest of the tree is whole without it."""
 
     path: Path  # relative to the tree
     extent: Extent
@@ -31,8 +33,15 @@ class BlobCache:
     def __init__(self, folder: Path, blob_id: str, chunk_count: int) -> None:
         self.folder = folder
         self.data = folder / f"{blob_id}.blob.data"
-        self._map = folder / f"{blob_id}.blob.data.chunk_map"
+        self._maps = [  # some daemons name it after the blob, others after the data file
+            folder / f"{blob_id}.blob.data.chunk_map",
+            folder / f"{blob_id}.chunk_map",
+        ]
         self._chunk_count = chunk_count
+
+    @property
+    def _map(self) -> Path:
+        return next((path for path in self._maps if path.exists()), self._maps[0])
 
     def absent(self) -> int:
         """Return how many chunks are not there."""
@@ -63,17 +72,16 @@ class BlobCache:
 def choose_victim(bootstrap_file: Path) -> tuple[Victim, int]:
     """Return the victim that lies in the middle of the first blob, and the blob's number of chunks."""
     bootstrap = open_bootstrap(bootstrap_file)
-    users: dict[int, list[Victim]] = {}
-    of_larger: set[int] = set()
+    users: Counter[int] = Counter()
+    candidates = []
     try:
         for path, inode in _files(bootstrap, Path(), bootstrap.inode(bootstrap.root_ino)):
             extents = bootstrap.extents(inode, 0, inode.size)
-            for extent in extents:
-                if extent.blob_index == 0:
-                    users.setdefault(extent.chunk_index, []).append(Victim(path, extent))
-                    if len(extents) > 1:
-                        of_larger.add(extent.chunk_index)
-        lone = [u[0] for i, u in sorted(users.items()) if len(u) == 1 and i not in of_larger]
+            users.update(extent.chunk_index for extent in extents if extent.blob_index == 0)
+            if len(extents) == 1 and not extents[0].blob_index and inode.size <= VICTIM_BYTES_MAX:
+                candidates.append(Victim(path, extents[0]))
+        lone = [victim for victim in candidates if users[victim.extent.chunk_index] == 1]
+        lone.sort(key=lambda victim: victim.extent.chunk_index)
         return lone[len(lone) // 2], bootstrap.blobs[0].chunk_count
     finally:
         bootstrap.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 RUNNING_TIMEOUT_S = 30.0
 POLL_S = 0.001
+LOG_TAIL = 2000  # characters of a daemon's log that are shown when the run ends early
 ROOT = Path(__file__).parents[1]
 SCRIPT = "import sys\nfrom nydusd.cli.nydusd import main\nsys.exit(main())\n"
 
@@ -139,9 +140,9 @@ def daemon(
     try:
         while True:
             if process.poll() is not None:
-                sys.exit(f"{program} ended: {(folder / 'log').read_text()[-1000:]}")
+                sys.exit(f"{program} ended")
             if time.perf_counter() - begin > RUNNING_TIMEOUT_S:
-                sys.exit(f"{program} is not RUNNING: {(folder / 'log').read_text()[-1000:]}")
+                sys.exit(f"{program} is not RUNNING")
             try:
                 if running.get("/api/v1/daemon")["state"] == "RUNNING":
                     break
@@ -149,6 +150,9 @@ def daemon(
                 time.sleep(POLL_S)
         running.start_s = time.perf_counter() - begin
         yield running
+    except BaseException:
+        sys.stderr.write((folder / "log").read_text(errors="replace")[-LOG_TAIL:])
+        raise
     finally:
         process.send_signal(signal.SIGTERM)
         try:

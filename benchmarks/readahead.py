@@ -91,7 +91,7 @@ def study(who: Contestant, stage: scene.Scene, options: argparse.Namespace) -> N
     for windows, rounds in found.items():
         tree, device = actual[windows]
         own_mark = " (its own)" if windows == (None, None) else ""
-        cells = [f"{median(column):.3g}" for column in zip(*rounds, strict=True)]
+        cells = [f"{median(c):.3g}" if c[0] else "" for c in zip(*rounds, strict=True)]
         line = (who.column, f"{tree}{own_mark}", "" if device is None else device, *cells)
         print(lines_of([line]).splitlines()[0], flush=True)
 
@@ -100,7 +100,7 @@ def once(
     who: Contestant, stage: scene.Scene, windows: Windows, *, cold: bool
 ) -> tuple[tuple[float, ...], Windows]:
     """A cold life and a warm one, partly cached; return the figures of HEAD and the windows there were."""
-    cold_s = cold_mib = float("nan")
+    cold_s = cold_mib = 0.0
     source, plain_bytes = stage.subject.source, stage.subject.plain_bytes
     if cold:
         shutil.rmtree(who.cache.folder)
@@ -118,7 +118,7 @@ def once(
         least = plain_bytes - stage.victim.extent.chunk_size
         warm_s = walks.tar(life.mountpoint, least, stage.victim.path)
         drop_caches()
-        speed = reads.sequential(life.mountpoint, source, stage.big)
+        speed = reads.sequential(life.mountpoint, source, stage.large[0])
         walks.check_same(life.mountpoint, source)
     return (cold_s, cold_mib, warm_s, speed), actual
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.process import daemon
+from benchmarks.process import daemon, own_program
 from nydusd.builder.build import build_image
 from nydusd.builder.options import BuildOptions
 
@@ -29,7 +29,10 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scale", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, nargs="+", default=[1000, 500_000])
-    parser.add_argument("--nydusd", default="nydusd")
+    parser.add_argument("--nydusd", default="", help="ours if not given")
+    parser.add_argument(
+        "--options", default="", help="more options of nydusd, as '--frontend fuse'"
+    )
     a = parser.parse_args(argv)
     print("| files | RAFS | bootstrap MiB | build s | exec to RUNNING ms | PSS after start MiB |")
     print("|---|---|---|---|---|---|")
@@ -37,8 +40,9 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="nydusd-scale-") as name:
             folder = Path(name)
             source = make_tree(folder, files)
+            program = f"{a.nydusd or own_program(folder)} fuse {a.options}"
             for version in (6, 5):
-                measure(folder, source, files, version, a.rounds, a.nydusd)
+                measure(folder, source, files, version, a.rounds, program)
 
 
 def forget(file: Path) -> None:
@@ -70,7 +74,7 @@ def measure(
     starts, sizes = [], []
     for _ in range(rounds):
         forget(work / "bootstrap")
-        with daemon(f"{program} fuse", work, work / "bootstrap", settings) as running:
+        with daemon(program, work, work / "bootstrap", settings) as running:
             starts.append(running.start_s * 1000)
             sizes.append(running.pss_mib())
     size_mib = (work / "bootstrap").stat().st_size / 2**20

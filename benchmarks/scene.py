@@ -25,7 +25,7 @@ class Scene:
     subject: Subject
     victim: Victim
     chunk_count: int
-    big: Path  # the largest file, relative to the tree
+    large: tuple[Path, ...]  # the largest files, relative to the tree
     link: LinkProcess
     host: str  # the registry without the link
     title: str
@@ -55,17 +55,17 @@ def scene(options: argparse.Namespace, folder: Path) -> Iterator[Scene]:
         paths, mean_kib = LARGE_PATHS, LARGE_MEAN_KIB
     subject = make_subject(folder, paths, mean_kib << 10, options.fs_version)
     victim, chunk_count = choose_victim(subject.bootstrap)
-    big = large_files(subject.source)[0]
+    large = large_files(subject.source, victim.path)
     title = (
         f"{subject.paths:,} paths, {subject.plain_bytes >> 20} MiB plain, {subject.stored_bytes >> 20} MiB"
         f" stored, RAFS v{options.fs_version}; link {options.rtt_ms:g} ms, {options.mbit:g} Mbit/s;"
-        f" Linux {platform.release()}; largest file {(subject.source / big).stat().st_size >> 20} MiB"
+        f" Linux {platform.release()}; largest file {(subject.source / large[0]).stat().st_size >> 20} MiB"
     )
     (folder / "registry").mkdir()
     with registry(folder / "registry") as server:
         server.push(REPO, (subject.blobs / subject.blob_id).read_bytes())
         with link_process(server.host, rtt_ms=options.rtt_ms, mbit=options.mbit) as link:
-            yield Scene(subject, victim, chunk_count, big, link, server.host, title)
+            yield Scene(subject, victim, chunk_count, large, link, server.host, title)
 
 
 def found(program: str) -> str | None:
