@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +35,21 @@ def tar(tree: Path, plain_bytes: int, without: Path = NO_FILE) -> float:
     source, sink = os.pipe(), os.open(os.devnull, os.O_WRONLY)
     fcntl.fcntl(source[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     carried = 0
-    begin = time.perf_counter()
-    with subprocess.Popen(argv, cwd=tree, stdout=source[1]) as process:
-        os.close(source[1])
-        while count := os.splice(source[0], sink, PIPE_BYTES):
-            carried += count
-    seconds = time.perf_counter() - begin
-    os.close(source[0])
-    os.close(sink)
-    if process.returncode or carried < plain_bytes:
-        sys.exit(
-            f"tar of {tree}: status {process.returncode}, {carried:,} of {plain_bytes:,} bytes"
-        )
+    with tempfile.TemporaryFile() as complaints:
+        begin = time.perf_counter()
+        with subprocess.Popen(argv, cwd=tree, stdout=source[1], stderr=complaints) as process:
+            os.close(source[1])
+            while count := os.splice(source[0], sink, PIPE_BYTES):
+                carried += count
+        seconds = time.perf_counter() - begin
+        os.close(source[0])
+        os.close(sink)
+        if process.returncode or carried < plain_bytes:
+            complaints.seek(0)
+            said = b"".join(complaints.readlines()[:3]).decode(errors="replace")
+            sys.exit(
+                f"tar of {tree}: status {process.returncode}, {carried:,} of {plain_bytes:,} bytes\n{said}"
+            )
     return seconds
 
 
