@@ -17,6 +17,7 @@ LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 FAILOVER_POLICIES: Final = ("none", "resend", "flush")
 U64_MAX: Final = 2**64 - 1
 RLIMIT_NOFILE_DEFAULT: Final = 1_000_000
+HELP_COLUMNS: Final = 100
 
 DESCRIPTION: Final = (
     "Mounts container images (RAFS) before their data is there, and fetches it as it is read."
@@ -29,6 +30,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of one width. To ask for the terminal's loads shutil and its compressors, at every start."""
+
+    def __init__(self, prog: str) -> None:
+        """As argparse makes it: by program name."""
+        super().__init__(prog, width=HELP_COLUMNS)
 
 
 class StoreOnce(argparse.Action):
@@ -252,7 +261,7 @@ def _parser(mode: str, *, top: bool) -> argparse.ArgumentParser:
         prog="nydusd" if top else f"nydusd {mode}",
         description=DESCRIPTION if top else f"{subcommand.help[0].upper()}{subcommand.help[1:]}.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     if subcommand.positional:

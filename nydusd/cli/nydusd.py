@@ -5,15 +5,16 @@ Callers  the console script.
 Raises   SystemExit of the argument parser only: status 2 for a usage error. `main` returns 0 after a
          normal end and 1 when start-up or mount failed.
 
-Imports stand in the functions that need them: --version and --help must not load the daemon.
+Imports stand in the functions that need them: --version and --help must not load the daemon, and what
+lazy_imports.py defers must not be imported before it is called.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from errno import ENOTCONN
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nydusd.errors import ConfigError, NydusError, UnsupportedError
@@ -21,6 +22,7 @@ from nydusd.units import MIB
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from pathlib import Path
 
     from nydusd.config.model import Config
     from nydusd.daemon.options import DaemonOptions
@@ -43,15 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"{version_text()}\n")
         return EXIT_OK
-    from nydusd.cli.arguments import parse
+    from nydusd.cli import lazy_imports
 
-    mode, options = parse(words)
-    _open_standard_fds()
+    lazy_imports.defer()
+    gc.disable()  # 8 ms of start-up would be looking for garbage; daemon.py enables it again
     try:
+        from nydusd.cli.arguments import parse
+
+        mode, options = parse(words)
+        _open_standard_fds()
         return _run(mode, options)
     except NydusError as exc:
         complain(str(exc))
         return EXIT_ERROR
+    finally:
+        gc.enable()
 
 
 def complain(text: str) -> None:
@@ -124,6 +132,8 @@ def read_prefetch_list(path: str) -> tuple[str, ...]:
 
     Names are bytes to us: what is not UTF-8 comes as surrogates, as from os.fsdecode().
     """
+    from pathlib import Path
+
     try:
         with Path(path).open("rb") as file:
             content = file.read(PREFETCH_LIST_MAX_BYTES + 1)
@@ -175,8 +185,10 @@ def _rotation(text: str) -> int:
     return int(text)
 
 
-def _mountpoint(text: str) -> Path:
+def _mountpoint(text: str) -> "Path":
     """Return the canonical path of a directory that is there."""
+    from pathlib import Path
+
     path = Path(text)
     try:
         real = path.resolve(strict=True)
@@ -196,7 +208,9 @@ def _virtual_mountpoint(text: str) -> str:
     return text
 
 
-def _path(text: str | None) -> Path | None:
+def _path(text: str | None) -> "Path | None":
+    from pathlib import Path
+
     return None if text is None else Path(text)
 
 

@@ -7,11 +7,13 @@ retry policy looks at nothing else.
 import json
 import re
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from nydusd.errors import AuthError, BackendError, ThrottledError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 WORDS_MAX_CHARS: Final = 240
 URL_MAX_CHARS: Final = 240
@@ -87,13 +89,14 @@ def _json_words(text: str) -> str | None:
     return "; ".join(part for part in said if part) or None
 
 
-def retry_after_s(value: str | None, now: Callable[[], datetime] | None = None) -> float | None:
+def retry_after_s(value: str | None, now: "Callable[[], datetime] | None" = None) -> float | None:
     """Return a Retry-After in seconds (RFC 9110 §10.2.3: seconds or a date), None if unusable."""
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
         return float(text[:10])
+    from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime  # the whole of `email`, for a rare date
 
     try:
