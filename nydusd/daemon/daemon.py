@@ -4,6 +4,7 @@ Callers  `cli`, in the main thread, once.
 Raises   what kept the daemon from starting or serving; see life.py.
 """
 
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
@@ -51,6 +52,7 @@ async def _live(options: DaemonOptions) -> None:
                 daemon = Daemon(options, pool, nursery, FuseFrontend.mount, events)
                 nursery.start_soon(_heed, signals, daemon)
                 nursery.start_soon(_limit_end, daemon)
+                nursery.start_soon(_settle, daemon)
                 await daemon.live()
                 nursery.cancel_scope.cancel()
     finally:
@@ -61,6 +63,16 @@ async def _heed(signals: AsyncIterator[int], daemon: Daemon) -> None:
     async for number in signals:
         log.info("%s, the daemon ends", signal.Signals(number).name)
         daemon.end()
+
+
+async def _settle(daemon: Daemon) -> None:
+    """Have garbage collected from now on, but not looked for in what start-up has made.
+
+    Nearly all of that lives as long as we do, and to walk through it stops every reader for 10 ms.
+    """
+    await daemon.running.wait()
+    gc.freeze()
+    gc.enable()
 
 
 async def _limit_end(daemon: Daemon) -> None:

@@ -69,6 +69,7 @@ class Daemon:
         """
         self.state = State.INIT
         self.metrics = MetricsIndex()
+        self.running = trio.Event()  # set when start-up is over: RUNNING, and the API answers
         self.ending = trio.Event()  # set by whatever ends the daemon
         self._options = options
         self._nursery = nursery
@@ -118,6 +119,7 @@ class Daemon:
             self._socket = SocketFile(options.apisock)
             self._nursery.start_soon(self._serve_api, self._socket)
         self._mounts.allow_prefetch()
+        self.running.set()
         log.info("running mountpoint=%s apisock=%s", options.mountpoint, options.apisock)
 
     async def _mount_bootstrap(self, bootstrap: Path) -> None:
