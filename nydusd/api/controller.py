@@ -6,17 +6,15 @@ Cancel   a call that takes longer than the client waits is cancelled; it must le
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nydusd.errors import NydusError
 from nydusd.kernel.stats import InFlightRequest
 from nydusd.metrics.index import MetricsIndex
 
 
-@dataclass(frozen=True, slots=True)
-class MountRequest:
+class MountRequest(NamedTuple):
     """The body of POST and PUT /mount (spec api §3.2), types checked, meaning not."""
 
     source: str  # path of the bootstrap

@@ -7,8 +7,7 @@ Cancel   an answer that takes longer than the client waits is given up, the call
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
@@ -27,8 +26,7 @@ NO_CONTENT: Final = 204
 INTERNAL_ERROR: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One response: 204 has no body. `after` is to be called once it is sent, or cannot be."""
 
     status: int

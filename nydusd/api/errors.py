@@ -5,9 +5,8 @@ The outer word names the part of the API that was called, here an `Area`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from nydusd.api.controller import NotReadyError, TransferError
 from nydusd.errors import (
@@ -75,8 +74,7 @@ def body_refused(reason: str, line: int, column: int) -> RefusedError:
     return RefusedError(400, f"ParseBody(Error({quoted(reason)}, line: {line}, column: {column}))")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(NamedTuple):
     """How one class of error is told: status, and the text inside the area's parentheses."""
 
     status: int

@@ -7,9 +7,8 @@ Raises   RefusedError only.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from nydusd.api import bodies
@@ -44,8 +43,7 @@ class Call(Enum):
     DELETE_BLOBS = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One call, ready to be made. `body` is what the route's reader made of it, None without one."""
 
     call: Call
@@ -54,8 +52,7 @@ class Command:
     body: object = None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One line of the table."""
 
     call: Call

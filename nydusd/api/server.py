@@ -14,8 +14,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import h11
 import trio
@@ -29,8 +28,7 @@ Ask = Callable[[str, bytes, bytes], Awaitable[Answer]]  # method, target, body
 SERVER_HEADER: Final = (b"Server", b"Nydus API")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What one client may cost us."""
 
     connections: int = 256

@@ -56,8 +56,7 @@ class BlobFeature(IntFlag):
     CAP_TAR_TOC = 0x4000_0000
 
 
-@dataclass(frozen=True, slots=True)
-class CiLocation:
+class CiLocation(NamedTuple):
     """Where the chunk-info array ("blob meta") lies in the blob holding it (spec blob §7)."""
 
     offset: int

@@ -8,7 +8,6 @@ Raises   ConfigError with document, key path, value (never a secret's) and rule;
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +56,7 @@ def load_file(path: str, registry_auth: str = "") -> Config:
     if not isinstance(config.backend, RegistryConfig):
         log.info("%s is set and not used: %s names no registry", PULL_AUTH_VARIABLE, path)
         return config
-    return replace(config, backend=replace(config.backend, auth=credential))
+    return config._replace(backend=config.backend._replace(auth=credential))
 
 
 def localfs_config(directory: str) -> Config:

@@ -3,8 +3,8 @@
 Rooms receive their slice, never the tree. Field names are those of v2; sizes are bytes, times seconds.
 """
 
-from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from nydusd.units import MIB
 
@@ -35,6 +35,13 @@ class Secret:
         return self._value
 
 
+def _shown(record: NamedTuple, secret: str) -> str:
+    """Return what repr() says of a record, less one field that may hold a secret."""
+    fields = record._asdict()
+    del fields[secret]
+    return f"{type(record).__name__}({', '.join(f'{k}={v!r}' for k, v in fields.items())})"
+
+
 class CacheKind(StrEnum):
     """cache.type, with synonyms folded (spec blobcache §1)."""
 
@@ -42,11 +49,10 @@ class CacheKind(StrEnum):
     NONE = "dummycache"
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyConfig:
+class ProxyConfig(NamedTuple):
     """A proxy in front of an HTTP backend. An empty url means none; a url may hold a password."""
 
-    url: str = field(default="", repr=False)
+    url: str = ""
     ping_url: str = ""
     fallback: bool = True
     check_interval_s: int = 5
@@ -54,9 +60,12 @@ class ProxyConfig:
     check_pause_elapsed_s: int = 300
     dragonfly_scheduler_endpoint: str = ""
 
+    def __repr__(self) -> str:
+        """Without the url."""
+        return _shown(self, "url")
 
-@dataclass(frozen=True, slots=True)
-class HttpOptions:
+
+class HttpOptions(NamedTuple):
     """What all HTTP backends share. Zero seconds mean no limit."""
 
     skip_verify: bool = False
@@ -64,11 +73,10 @@ class HttpOptions:
     timeout_s: int = 5  # per socket operation, not per transfer (spec backends §2)
     connect_timeout_s: int = 5
     retry_limit: int = 0
-    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    proxy: ProxyConfig = ProxyConfig()
 
 
-@dataclass(frozen=True, slots=True)
-class LocalFsConfig:
+class LocalFsConfig(NamedTuple):
     """Blobs as files: `blob_file` for every id, else `dir`/<id>, else the first of `alt_dirs` that has it."""
 
     dir: str = ""
@@ -76,8 +84,7 @@ class LocalFsConfig:
     alt_dirs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryConfig:
+class RegistryConfig(NamedTuple):
     """An OCI registry (spec backends §6)."""
 
     host: str
@@ -87,22 +94,28 @@ class RegistryConfig:
     registry_token: Secret | None = None
     blob_url_scheme: str = ""
     blob_redirected_host: str = ""
-    http: HttpOptions = field(default_factory=HttpOptions)
+    http: HttpOptions = HttpOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class OtherBackendConfig:
+class OtherBackendConfig(NamedTuple):
     """A backend that configuration knows and this version does not serve yet (oss, s3, localdisk, http-proxy).
 
     `options` are its checked v2 keys; keys of an account are `Secret`s, `proxy` is a `ProxyConfig`.
     """
 
     kind: str
-    options: dict[str, object] = field(repr=False, hash=False)  # equality still compares them
+    options: dict[str, object]
+
+    def __repr__(self) -> str:
+        """Without the options."""
+        return _shown(self, "options")
+
+    def __hash__(self) -> int:
+        """By kind alone: a dict has no hash. Equality still compares the options."""
+        return hash(self.kind)
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalBackend:
+class ExternalBackend(NamedTuple):
     """Where the blobs of external files come from (spec cli-config B2). Not served yet.
 
     `config` may hold secrets.
@@ -110,14 +123,17 @@ class ExternalBackend:
 
     kind: str
     patch: dict[str, str]
-    config: dict[str, str] = field(repr=False)
+    config: dict[str, str]
+
+    def __repr__(self) -> str:
+        """Without the configuration."""
+        return _shown(self, "config")
 
 
 BackendConfig = LocalFsConfig | RegistryConfig | OtherBackendConfig
 
 
-@dataclass(frozen=True, slots=True)
-class PrefetchConfig:
+class PrefetchConfig(NamedTuple):
     """Background fetching. The v1 and v2 defaults of prefetch_all differ; the parsers know.
 
     threads and batch_size are 0 where the document has no prefetch section, as GET /daemon shows it.
@@ -131,8 +147,7 @@ class PrefetchConfig:
     stream_prefetch: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CacheConfig:
+class CacheConfig(NamedTuple):
     """The blob cache (spec blobcache §1)."""
 
     kind: CacheKind = CacheKind.NONE
@@ -144,11 +159,10 @@ class CacheConfig:
     enable_encryption: bool = False
     enable_convergent_encryption: bool = False
     encryption_key: Secret | None = None
-    prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
+    prefetch: PrefetchConfig = PrefetchConfig()
 
 
-@dataclass(frozen=True, slots=True)
-class RafsConfig:
+class RafsConfig(NamedTuple):
     """The file system on top."""
 
     mode: str = "direct"
@@ -158,19 +172,17 @@ class RafsConfig:
     iostats_files: bool = False
     access_pattern: bool = False
     latest_read_files: bool = False
-    prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
+    prefetch: PrefetchConfig = PrefetchConfig()
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayConfig:
+class OverlayConfig(NamedTuple):
     """A writable layer over the image (spec cli-config B7)."""
 
     upper_dir: str
     work_dir: str
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """One mount's configuration, whole and checked."""
 
     id: str

@@ -5,7 +5,6 @@ Callers  `load`.
 Raises   ConfigError, UnsupportedError.
 """
 
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 from nydusd.config.backends import BACKENDS, EXTERNAL_BACKEND
@@ -98,7 +97,7 @@ def _read_cache(value: object, place: Place) -> CacheConfig:
         compressed=section.compressed,
         validate=section.validate,
         files=files,
-        prefetch=replace(NO_PREFETCH, prefetch_all=True),
+        prefetch=NO_PREFETCH._replace(prefetch_all=True),
     )
 
 
@@ -136,7 +135,7 @@ def _config(
     fs_prefetch: PrefetchConfig,
 ) -> Config:
     # One switch for both: v1 has no key for the prefetch of the cache.
-    cache = replace(device.cache, prefetch=fs_prefetch) if fs_prefetch.enable else device.cache
+    cache = device.cache._replace(prefetch=fs_prefetch) if fs_prefetch.enable else device.cache
     rafs = RafsConfig(
         mode=mode,
         batch_size=amplify_io,

@@ -5,7 +5,6 @@ room knows which format an image has.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import NamedTuple, Protocol
 
@@ -67,8 +66,7 @@ class Extent(NamedTuple):
     length: int  # bytes of the run
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(NamedTuple):
     """What both formats' superblocks say, in common terms; `details` is what GET /daemon/backend shows."""
 
     version: int  # 5 or 6

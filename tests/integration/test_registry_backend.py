@@ -4,7 +4,6 @@ import hashlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ async def backend_of(
     server: Registry, config: RegistryConfig | None = None, **changes: object
 ) -> AsyncIterator[RegistryBackend]:
     config = config or RegistryConfig(server.host, REPO, server.scheme)
-    backend = open_backend(replace(config, **changes), environ={})
+    backend = open_backend(config._replace(**changes), environ={})
     assert isinstance(backend, RegistryBackend)
     try:
         yield backend

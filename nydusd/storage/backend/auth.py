@@ -12,8 +12,7 @@ import json
 import random
 import re
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
 from nydusd.config.model import Secret
@@ -37,8 +36,7 @@ _GAP: Final = re.compile(r"[ \t,]*")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(NamedTuple):
     """One way to authenticate that the registry offers; scheme and parameter names in lower case."""
 
     scheme: str
@@ -109,8 +107,7 @@ def check_basic(auth: Secret, field: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
+class TokenRequest(NamedTuple):
     """A request to the token server. `form` is the body of a POST; a GET has it in its URL already."""
 
     method: str
@@ -119,8 +116,7 @@ class TokenRequest:
     basic: str  # after `Basic `; empty: no Authorization header
 
 
-@dataclass(frozen=True, slots=True)
-class TokenAnswer:
+class TokenAnswer(NamedTuple):
     """What came back: status and body, or the fault that prevented an answer."""
 
     status: int = 0
@@ -130,8 +126,7 @@ class TokenAnswer:
     fault: BackendError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A bearer token, how long it lives, and which method got it."""
 
     value: Secret

@@ -1,8 +1,7 @@
 """The one protocol behind which blobs lie (spec backends), and the checks each backend owes its caller."""
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from nydusd.config.model import Secret
 from nydusd.errors import BackendError
@@ -65,8 +64,7 @@ class TakesCredentials(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a caller asked for; its text opens every error line.
 
     length -1: the blob's size, not its bytes.

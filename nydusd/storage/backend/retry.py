@@ -11,8 +11,7 @@ take half, so that a peer that drips still leaves time for a fresh connection.
 """
 
 import random
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nydusd.errors import BackendError, ThrottledError
 from nydusd.storage.backend.base import Priority
@@ -45,8 +44,7 @@ def attempt_limit_s(length: int) -> float:
     return call_limit_s(length) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """How often to try again."""
 
     demand_retries: int = DEMAND_RETRIES

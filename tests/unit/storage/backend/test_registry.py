@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import httpx
 import pytest
@@ -108,7 +108,7 @@ def backend_on(
     **changes: object,
 ) -> RegistryBackend:
     return RegistryBackend(
-        replace(BASE, **changes),
+        BASE._replace(**changes),
         environ=environ,
         chance=random.Random(1),
         open_transport=lambda _tls: httpx.MockTransport(fake),
@@ -479,7 +479,7 @@ def test_settings_that_cannot_be_used_are_refused_at_once(
     changes: dict[str, object], kind: type[Exception], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
-        RegistryBackend(replace(BASE, **changes))
+        RegistryBackend(BASE._replace(**changes))
 
 
 @pytest.mark.parametrize(
