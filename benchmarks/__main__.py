@@ -65,7 +65,7 @@ def main() -> None:
             link=stage.link,
             host=stage.host,
             mbit=options.mbit,
-            big=stage.large[0],
+            big=stage.big,
             plans={kib: reads.plan_reads(source, stage.large, kib) for kib, _ in RANDOM_SHAPES},
             xattrs=walks.getfattr(source)[1],
         )

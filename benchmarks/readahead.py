@@ -118,7 +118,7 @@ def once(
         least = plain_bytes - stage.victim.extent.chunk_size
         warm_s = walks.tar(life.mountpoint, least, stage.victim.path)
         drop_caches()
-        speed = reads.sequential(life.mountpoint, source, stage.large[0])
+        speed = reads.sequential(life.mountpoint, source, stage.big)
         walks.check_same(life.mountpoint, source)
     return (cold_s, cold_mib, warm_s, speed), actual
 

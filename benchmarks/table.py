@@ -52,7 +52,7 @@ class Table:
         return "\n\n".join([lines_of(lines), "\n".join(f"- {text}" for text in self._notes)])
 
     def goals(self) -> str:
-        """Return a table of the goals whose columns were measured: what is asked, what came out."""
+        """Return a table of the goals whose columns were measured; nothing if there are none."""
         lines = [["row", "frontend", "goal", "measured", "reached"]]
         for row in ROWS:
             for goal in row.goals:
@@ -68,7 +68,7 @@ class Table:
                     if column in goal.frontends
                     and (found := self._found(row, goal, column)) is not None
                 ]
-        return lines_of(lines)
+        return lines_of(lines) if len(lines) > 1 else ""
 
     def _found(self, row: Row, goal: Goal, column: str) -> float | None:
         if goal.against is None:
