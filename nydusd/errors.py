@@ -9,6 +9,7 @@ It is mapped to errno in one place (kernel/errno_map.py) and to HTTP in one plac
     ├─ NotFoundError     no such blob, mount or inode
     ├─ ExistsError       the place is taken
     ├─ StateError        the event is not allowed now
+    ├─ ProtectionError   a cache file cannot be kept from being changed
     ├─ UnsupportedError  known, but not served here (yet)
     ├─ ClosedError       closed while the caller waited
     └─ BackendError      a blob's bytes could not be had; `temporary` says if trying again can help
@@ -63,6 +64,10 @@ class StateError(NydusError):
         super().__init__(f"{event} is not allowed in state {state}")
         self.event = event
         self.state = state
+
+
+class ProtectionError(NydusError):
+    """A cache file cannot be locked against changes, or is not whole any more."""
 
 
 class UnsupportedError(NydusError):

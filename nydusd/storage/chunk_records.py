@@ -40,6 +40,7 @@ class ChunkRecords:
         self._fetched_table = SharedLoad(name, self._fetch_table)
         self._digests = SharedLoad(name, self._load_digests)
         self._own_digests = SharedLoad(name, self._fetch_digests)
+        self._trusted: ChunkTable | None = None  # the table that plain_table has looked at
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -51,6 +52,22 @@ class ChunkRecords:
         """Return the table: the bootstrap's (v5), the side file's, or the one at the blob's end."""
         self._nursery = nursery
         return self._table.value or await self._table.get(nursery)
+
+    async def plain_table(self, nursery: trio.Nursery) -> ChunkTable:
+        """Return the table for one who asks by plain address, so that no claim of his can be compared.
+
+        Records of a side file must then prove themselves: every known builder lays chunks out without
+        holes, and there hardly any record can be changed unnoticed. Others are fetched.
+        """
+        table = await self.table(nursery)
+        if table is self._trusted:
+            return table
+        if self._info.ci is not None and self._fetched_table.value is None:
+            layout = table.layout()
+            if layout is None or not layout.is_dense:
+                table = await self.refreshed(nursery) or table
+        self._trusted = table
+        return table
 
     async def refreshed(self, nursery: trio.Nursery) -> ChunkTable | None:
         """Return records fetched by this process in place of a side file's, which may be corrupt.

@@ -26,9 +26,10 @@ from nydusd.storage.backend.open import open_backend
 from nydusd.storage.budget import ByteBudget
 from nydusd.storage.cache.files import DATA_SUFFIX, open_cache_file
 from nydusd.storage.cache.memory import MemoryChunks
+from nydusd.storage.fetching import BlobResources
 from nydusd.storage.image import Image
 from nydusd.storage.inline import open_inline_bootstrap
-from nydusd.storage.lazy_blob import BlobResources, LazyBlob
+from nydusd.storage.lazy_blob import LazyBlob
 from nydusd.storage.stats import BackendStats, CacheStats
 from nydusd.storage.threads import Workers
 from nydusd.units import MIB

@@ -12,12 +12,13 @@ import logging
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 from nydusd import native
 from nydusd.errors import FormatError
-from nydusd.records import At, Record
+from nydusd.records import At, Buffer, Record
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ class ChunkMap:
             return cls._open_file(path, chunk_count, trusted=trusted)
         except OSError as exc:
             log.warning("chunk map kept in memory only: map=%s reason=%s", path, exc.strerror)
+            if not trusted:  # its bits would pass for the data file's at the next open
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             return cls.in_memory(chunk_count)
 
     @classmethod
@@ -174,14 +178,32 @@ class ChunkMap:
         """Set bits, after their data was written; return how many were not set before."""
         return native.mark_ready(self._bits, self._base, self._count, indices)
 
+    def native_bits(self) -> tuple[Buffer, int]:
+        """Return (buffer, byte where the bitmap begins): the live bits, for readers outside Python.
+
+        A mapped buffer stays mapped as long as somebody holds it, whatever `close` does.
+        """
+        if (
+            self._all_ready
+            and native.count_ready(self._bits, self._base, self._count) < self._count
+        ):
+            return bytes(
+                b"\xff" * ((self._count + 7) // 8)
+            ), 0  # the flag counts, not the bits (§3)
+        return self._bits, self._base
+
     def absent(self, indices: Iterable[int]) -> list[int]:
         """Return those of `indices` that are not in the cache file, in their order."""
         return [index for index in indices if not self.is_ready(index)]
 
     def close(self) -> None:
-        """Unmap. The map must not be used afterwards."""
+        """Unmap. The map must not be used afterwards.
+
+        While somebody holds `native_bits`, the mapping stays and goes with its last holder.
+        """
         if isinstance(self._bits, mmap.mmap):
-            self._bits.close()
+            with suppress(BufferError):
+                self._bits.close()
 
 
 def _create(path: Path, size_bytes: int, *, replace: bool = False) -> None:

@@ -7,16 +7,31 @@ Raises   ConfigError if the directory cannot be used at all. A file that is fore
          full or read-only gives a cache without files (`open_cache_file` returns None).
 
 The data file is sparse: chunks lie at their uncompressed offsets, nothing is written between them.
+
+Two locks, which do not know of each other (flock and byte-range locks are separate on Linux):
+
+- *Opening* (flock, for the few file operations of an open): shared by openers who find the file right,
+  exclusive for one who has to size or replace it.
+- *Protection* (open-file-description lock on all bytes, shared, until the file is closed): the kernel may
+  read the file by itself now, e.g. as an EROFS device, so its bytes must stay. The rule, for every program
+  that handles these files: who wants to truncate, extend, punch or overwrite a data file takes this lock
+  exclusively first, without waiting, and leaves the file alone if he does not get it. Writing a chunk's own
+  bytes where they belong is no change. Removing the name, or putting another file in its place, harms
+  nobody and needs no lock. The lock ends with the process; a mount that outlives its daemon has none until
+  a successor protects the file again.
 """
 
 import errno
 import fcntl
 import logging
 import os
+import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from nydusd.errors import ProtectionError
 from nydusd.storage.cache.chunk_map import ChunkMap
 
 log = logging.getLogger(__name__)
@@ -30,7 +45,8 @@ DIGEST_SUFFIX: Final = ".blob.digest"
 BOOT_SUFFIX: Final = ".image.boot"
 
 OPEN_LOCK_TRIES: Final = 50
-OPEN_LOCK_PAUSE_S: Final = 0.01  # another opener holds the lock for a few file operations
+OPEN_LOCK_PAUSE_S: Final = 0.01  # who sizes the file holds the lock for a few file operations
+_FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
 
 
 class CacheFile:
@@ -64,6 +80,25 @@ class CacheFile:
             pieces.append(data := os.pread(self.fd, length - got, offset + got))
         return b"".join(pieces)
 
+    def is_whole(self) -> bool:
+        """Tell whether the data file has its full size and holds anything at all."""
+        status = os.fstat(self.fd)
+        return status.st_size == self.size_bytes and (status.st_blocks > 0 or not self.size_bytes)
+
+    def protect(self) -> None:
+        """Keep everybody who follows the rule above from changing the file, until it is closed.
+
+        Openers are not held up. Raises ProtectionError if somebody is changing the file now, if it is not
+        whole, or if the file system has no such locks.
+        """
+        try:
+            _lock_bytes(self.fd, fcntl.F_RDLCK)
+        except OSError as exc:
+            raise ProtectionError(f"{self.path} cannot be locked: {exc.strerror}") from exc
+        if not self.is_whole():  # looked at under the lock: from here on it stays as it is
+            _lock_bytes(self.fd, fcntl.F_UNLCK)
+            raise ProtectionError(f"{self.path} is not whole any more")
+
     def close(self) -> None:
         """Close both files. Readers under way in threads must have ended."""
         self.map.close()
@@ -82,61 +117,86 @@ def open_cache_file(
     file, or that speak of a `.blob.raw` beside it (spec blobcache §2), would serve zeros.
     """
     path = directory / f"{blob_id}{DATA_SUFFIX}"
+    map_path = directory / f"{blob_id}{MAP_SUFFIX}"
     try:
-        fd, was_whole = _open_data(path, size_bytes)
+        fd, was_whole = _open_data(path, map_path, size_bytes)
     except OSError as exc:
         log.warning("blob is not cached on disk: file=%s reason=%s", path, exc.strerror)
         return None
     if indexed:
         trusted = was_whole and not (directory / f"{blob_id}{RAW_SUFFIX}").exists()
-        chunk_map = ChunkMap.open(
-            directory / f"{blob_id}{MAP_SUFFIX}", chunk_count, trusted=trusted
-        )
+        chunk_map = ChunkMap.open(map_path, chunk_count, trusted=trusted)
     else:
         chunk_map = ChunkMap.in_memory(chunk_count)
     fcntl.flock(fd, fcntl.LOCK_UN)
     return CacheFile(path, fd, size_bytes, chunk_map)
 
 
-def _open_data(path: Path, size_bytes: int) -> tuple[int, bool]:
-    """Return a locked descriptor of the data file at full size, and whether it held data of that size."""
+def _open_data(path: Path, map_path: Path, size_bytes: int) -> tuple[int, bool]:
+    """Return a descriptor of the data file at full size, flocked, and whether it held data of that size."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(fd)
+            is_right = os.fstat(fd).st_size == size_bytes
+            _lock_for_opening(fd, fcntl.LOCK_SH if is_right else fcntl.LOCK_EX)
             status = os.fstat(fd)
-            if not status.st_nlink:  # removed between our open and our lock
-                os.close(fd)
-                continue
-            if status.st_size > size_bytes:
-                log.warning(
-                    "cache file replaced, it is not of this blob: file=%s size=%d expected=%d",
-                    path,
-                    status.st_size,
-                    size_bytes,
-                )
-                path.unlink()
-                os.close(fd)
-                continue
-            if status.st_size < size_bytes:
-                os.ftruncate(fd, size_bytes)
+            if status.st_nlink and status.st_size == size_bytes:
+                # A file without a single block holds no chunk, whatever a map says.
+                return fd, status.st_blocks > 0 or size_bytes == 0
+            if status.st_nlink and not is_right:
+                if status.st_size < size_bytes and _extend(fd, size_bytes):
+                    return fd, False
+                _remove_foreign(path, map_path, status.st_size, size_bytes)
         except OSError:
             os.close(fd)
             raise
-        # A file without a single block holds no chunk, whatever a map says.
-        return fd, status.st_size == size_bytes and (status.st_blocks > 0 or size_bytes == 0)
+        os.close(fd)  # removed or changed between our open and our lock: look again
 
 
-def _lock(fd: int) -> None:
-    """Keep other openers out while the file is sized. Not for long, and not if a stranger holds it."""
+def _extend(fd: int, size_bytes: int) -> bool:
+    """Make the file longer; False if it is protected: then it is in use, and of another blob."""
+    try:
+        _lock_bytes(fd, fcntl.F_WRLCK)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        # The file system has no such locks, so nobody can have protected the file.
+    try:
+        os.ftruncate(fd, size_bytes)
+    finally:
+        with suppress(OSError):
+            _lock_bytes(fd, fcntl.F_UNLCK)
+    return True
+
+
+def _remove_foreign(path: Path, map_path: Path, found_bytes: int, size_bytes: int) -> None:
+    log.warning(
+        "cache file replaced, it is not of this blob: file=%s size=%d expected=%d",
+        path,
+        found_bytes,
+        size_bytes,
+    )
+    # The map first: who has the old data file open goes on marking in it, and it must not be taken for
+    # the new file's.
+    map_path.unlink(missing_ok=True)
+    path.unlink()
+
+
+def _lock_for_opening(fd: int, mode: int) -> None:
+    """Take the opening lock. Not for long, and not if a stranger holds it."""
     for _ in range(OPEN_LOCK_TRIES):
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(OPEN_LOCK_PAUSE_S)
         else:
             return
     log.warning("cache file is locked by another process, going on without the lock: fd=%d", fd)
+
+
+def _lock_bytes(fd: int, kind: int) -> None:
+    """Take (F_RDLCK, F_WRLCK) or give (F_UNLCK) the protection lock of this descriptor, without waiting."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
 
 
 def replace_file(path: Path, parts: list[bytes]) -> None:

@@ -8,7 +8,8 @@ import trio
 from nydusd.storage.budget import ByteBudget
 from nydusd.storage.cache.files import open_cache_file
 from nydusd.storage.cache.memory import MemoryChunks
-from nydusd.storage.lazy_blob import BlobResources, LazyBlob
+from nydusd.storage.fetching import BlobResources
+from nydusd.storage.lazy_blob import LazyBlob
 from nydusd.storage.stats import CacheStats
 from nydusd.storage.threads import Workers
 from tests.support.blobs import MadeBlob, TableBootstrap
