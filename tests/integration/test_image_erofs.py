@@ -1,10 +1,5 @@
 """The kernel's own EROFS mounts what the builder writes: bootstrap and plain blob, no daemon at all."""
 
-import ctypes
-import os
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,40 +11,11 @@ from nydusd.builder.build import build_image
 from nydusd.builder.options import BuildOptions
 from nydusd.rafs.bootstrap import open_bootstrap
 from nydusd.units import KIB, MIB
+from tests.support.erofs_mounts import erofs, needs_erofs
 from tests.support.image_trees import folder_tree
 from tests.support.source_trees import write_tree
 
-MS_RDONLY = 1
-MNT_DETACH = 2
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def kernel_can() -> bool:
-    """EROFS on plain files came with Linux 6.12; the module may not be loaded yet."""
-    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-    return (
-        os.geteuid() == 0
-        and release >= (6, 12)
-        and "erofs" in Path("/proc/filesystems").read_text()
-    )
-
-
-pytestmark = pytest.mark.skipif(
-    not kernel_can(), reason="needs root and a kernel that mounts EROFS from files (6.12)"
-)
-
-
-@contextmanager
-def erofs(bootstrap: Path, device: Path, mountpoint: Path) -> Iterator[Path]:
-    mountpoint.mkdir()
-    options = f"device={device}".encode()
-    if libc.mount(os.fsencode(bootstrap), os.fsencode(mountpoint), b"erofs", MS_RDONLY, options):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(bootstrap))
-    try:
-        yield mountpoint
-    finally:
-        libc.umount2(os.fsencode(mountpoint), MNT_DETACH)
+pytestmark = needs_erofs
 
 
 def write_plain_blob(bootstrap: Path, blob_dir: Path, plain: Path) -> None:
