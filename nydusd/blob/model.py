@@ -5,7 +5,6 @@ Values only. Offsets and sizes are bytes. `compressed_*` are positions in the st
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import NamedTuple, Protocol
 
@@ -65,11 +64,10 @@ class CiLocation(NamedTuple):
     codec: Codec
 
 
-@dataclass(frozen=True, slots=True)
-class BlobInfo:
+class BlobInfo(NamedTuple):
     """One blob as an image's blob table describes it, checked (spec rafs-v6 §6, rafs-v5 §4)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which makes no sense for a blob
     blob_id: str  # after substitution for inlined bootstraps (spec blob §4)
     chunk_size: int  # bytes, power of two
     chunk_count: int  # 0: unknown (v5, not in the extended blob table)

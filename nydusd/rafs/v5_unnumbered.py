@@ -14,7 +14,6 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import replace
 from stat import S_ISREG
 
 from nydusd.blob.model import BlobInfo
@@ -59,8 +58,7 @@ class ChunkNumbers:
 
     def describe(self, info: BlobInfo) -> BlobInfo:
         """Return the blob with the count and sizes that its chunks make up."""
-        return replace(
-            info,
+        return info._replace(
             chunk_count=len(self.positions),
             compressed_size=self.stored_end,
             compressed_data_size=self.stored_end,

@@ -3,17 +3,18 @@
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import trio
 
 from nydusd.storage.backend.base import Priority
 
 
-@dataclass(slots=True, eq=False)
 class _Waiter:
-    size_bytes: int
-    granted: trio.Event = field(default_factory=trio.Event)
+    __slots__ = ("granted", "size_bytes")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.granted = trio.Event()
 
 
 class ByteBudget:

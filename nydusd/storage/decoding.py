@@ -6,7 +6,6 @@ Every chunk that carries a digest or CRC is checked here, before its ready bit i
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from nydusd import native
 from nydusd.blob.model import BlobInfo, Chunk
@@ -18,14 +17,17 @@ from nydusd.storage.threads import Workers
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class Decoded:
     """What became of the chunks of one backend read; each is in exactly one of the first three."""
 
-    saved: list[int] = field(default_factory=list)  # in the cache file, not marked yet
-    plain: dict[int, Buffer] = field(default_factory=dict)  # right, but in memory only
-    errors: dict[int, NydusError] = field(default_factory=dict)
-    write_error: str | None = None  # why chunks are in memory only
+    __slots__ = ("errors", "plain", "saved", "write_error")
+
+    def __init__(self) -> None:
+        """Nothing has become of any chunk yet."""
+        self.saved: list[int] = []  # in the cache file, not marked yet
+        self.plain: dict[int, Buffer] = {}  # right, but in memory only
+        self.errors: dict[int, NydusError] = {}
+        self.write_error: str | None = None  # why chunks are in memory only
 
 
 class Decoder:

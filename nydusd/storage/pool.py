@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -40,17 +39,21 @@ IN_FLIGHT_BYTES: Final = 64 * MIB  # stored bytes under way at once, all blobs t
 CLOSE_TIMEOUT_S: Final = 10.0
 
 
-@dataclass(slots=True)
 class _SharedBackend:
-    backend: Backend
-    stats: BackendStats
-    users: int = 0
+    __slots__ = ("backend", "stats", "users")
+
+    def __init__(self, backend: Backend, stats: BackendStats) -> None:
+        self.backend = backend
+        self.stats = stats
+        self.users = 0
 
 
-@dataclass(slots=True)
 class _SharedBlob:
-    blob: LazyBlob
-    users: int = 0
+    __slots__ = ("blob", "users")
+
+    def __init__(self, blob: LazyBlob) -> None:
+        self.blob = blob
+        self.users = 0
 
 
 class BlobPool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import struct
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -98,7 +97,7 @@ def test_any_record_ends_in_a_chunk_within_bounds_or_an_error(
 ) -> None:
     count = 3 if more else 4
     info = make_info((ROWS[0],) * count, more=more)
-    table = open_ci(records, replace(info, uncompressed_size=1 << 40, compressed_data_size=1 << 39))
+    table = open_ci(records, info._replace(uncompressed_size=1 << 40, compressed_data_size=1 << 39))
     for index in range(count):
         try:
             chunk = table.chunk(index)

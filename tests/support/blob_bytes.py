@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import zstandard
 
@@ -84,7 +84,7 @@ def make_info(
         ),
         meta_blob_id="ab" * 32,
     )
-    return replace(info, **changes)  # type: ignore[arg-type]
+    return info._replace(**changes)  # type: ignore[arg-type]
 
 
 def make_header(info: BlobInfo, **fields: int) -> bytes:

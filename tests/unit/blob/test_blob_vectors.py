@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,4 +249,4 @@ def test_the_tocs_digest_is_that_of_the_blob_table(bootstrap: Path) -> None:
     assert meta.codec is Codec.ZSTD
     assert re.fullmatch("[0-9a-f]{64}", meta.digest.hex())
     with pytest.raises(FormatError):
-        open_meta(zstandard.ZstdCompressor().compress(b""), replace(info, index=1))
+        open_meta(zstandard.ZstdCompressor().compress(b""), info._replace(index=1))
