@@ -69,6 +69,27 @@ ffibuilder.cdef(
     int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes,
                         uint64_t count, uint32_t *blocks, nd_chunk_layout *layout);
 
+    typedef struct {
+        uint64_t meta_offset;
+        uint64_t root_nid;
+        uint32_t chunk_size;
+        uint32_t blob_count;
+    } nd_erofs_image;
+    typedef struct {
+        uint32_t blocks, chunks;
+    } nd_erofs_blob;
+    typedef struct {
+        uint32_t block, size;
+    } nd_erofs_claim;
+    typedef struct {
+        uint64_t inodes;
+        uint64_t with_xattrs;
+        uint64_t nid;
+    } nd_erofs_walk;
+
+    int nd_erofs_check(const uint8_t *bootstrap, size_t length, const nd_erofs_image *image,
+                       const nd_erofs_blob *blobs, nd_erofs_claim *claims, nd_erofs_walk *walk);
+
     typedef struct nd_relay nd_relay;
     typedef struct {
         uint64_t file_offset, cache_offset;
@@ -118,6 +139,7 @@ ffibuilder.set_source(
     #include "crc32c.h"
     #include "decode.h"
     #include "digest.h"
+    #include "erofs_check.h"
     #include "relay.h"
     """,
     # Relative to setup.py's folder, as setuptools wants them.

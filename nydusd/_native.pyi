@@ -110,6 +110,15 @@ class _Lib:
         target: CData,
         capacity: int,
     ) -> int: ...
+    def nd_erofs_check(
+        self,
+        bootstrap: CData,
+        length: int,
+        image: CData,
+        blobs: CData,
+        claims: CData,
+        walk: CData,
+    ) -> int: ...
     def nd_relay_new(self, wake_fd: int) -> CData | None: ...
     def nd_relay_start(
         self,
