@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 import trio
@@ -49,7 +50,13 @@ async def _live(options: DaemonOptions) -> None:
     try:
         with trio.open_signal_receiver(*SIGNALS) as signals:
             async with open_pool() as pool, trio.open_nursery() as nursery:
-                daemon = Daemon(options, pool, nursery, FuseFrontend.mount, events)
+                # A supervisor holds one descriptor: what was read from a clone would die with us.
+                mount = partial(
+                    FuseFrontend.mount,
+                    threads=options.fuse_threads,
+                    clones=options.supervisor is None,
+                )
+                daemon = Daemon(options, pool, nursery, mount, events)
                 nursery.start_soon(_heed, signals, daemon)
                 nursery.start_soon(_limit_end, daemon)
                 nursery.start_soon(_settle, daemon)

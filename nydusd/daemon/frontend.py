@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import trio
 
 from nydusd.kernel.namespace import Namespace
-from nydusd.kernel.session import Session
+from nydusd.kernel.session import THREADS_DEFAULT, Session
 from nydusd.kernel.stats import InFlightRequest
 from nydusd.kernel.vfs import Stale, Vfs
 
@@ -48,7 +48,7 @@ class Frontend(Protocol):
 
 
 class FuseFrontend:
-    """A tree served request by request through pyfuse3."""
+    """A tree that this daemon shows, request by request."""
 
     def __init__(self, session: Session, vfs: Vfs) -> None:
         """`session` is mounted, and not served yet."""
@@ -58,14 +58,20 @@ class FuseFrontend:
         self.stop = session.stop
         self.invalidate = session.invalidate
         self.unmount = session.unmount
-        self.close = session.close
-        self.in_flight = self._namespace.in_flight
+        self.in_flight = session.in_flight
 
     @classmethod
-    def mount(cls, mountpoint: Path, vfs: Vfs) -> Self:
-        """Mount at an existing directory. Raises MountError."""
-        return cls(Session.mount(mountpoint), vfs)
+    def mount(
+        cls, mountpoint: Path, vfs: Vfs, *, threads: int = THREADS_DEFAULT, clones: bool = True
+    ) -> Self:
+        """Mount at an existing directory; `threads` and `clones` as Session.mount. Raises MountError."""
+        return cls(Session.mount(mountpoint, threads=threads, clones=clones), vfs)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until the session ends."""
         await self._session.serve(self._namespace, task_status=task_status)
+
+    def close(self) -> None:
+        """Let the session's descriptors go, and the files that its relay answers for."""
+        self._namespace.close()
+        self._session.close()

@@ -33,5 +33,4 @@ class DaemonOptions:
     upgrade: bool = False
     failover_policy: FailoverPolicy = FailoverPolicy.RESEND
     writable: bool = False
-    # Accepted because clients pass it. Requests are tasks of one loop: there are no threads to count.
-    fuse_threads: int = 4
+    fuse_threads: int = 4  # that read requests and answer those for cached bytes; more is Python's

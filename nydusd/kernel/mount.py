@@ -58,7 +58,7 @@ class MountIdentity(NamedTuple):
     unique: bool  # never given again (Linux 6.8); else a later mount may get the same numbers
 
 
-def mount_fuse(mountpoint: Path, *, writable: bool = False) -> int:
+def mount_fuse(mountpoint: Path) -> int:
     """Mount a FUSE file system on an existing directory and return its /dev/fuse descriptor.
 
     The descriptor does not block: a request can be withdrawn between poll and read, and read must not
@@ -71,9 +71,9 @@ def mount_fuse(mountpoint: Path, *, writable: bool = False) -> int:
     if not stat.S_ISDIR(kind):
         raise MountError(f"mountpoint {mountpoint} is no directory")
     try:
-        return _mount_directly(mountpoint, kind, writable=writable)
+        return _mount_directly(mountpoint, kind)
     except PermissionError:
-        return _mount_by_fusermount(mountpoint, writable=writable)
+        return _mount_by_fusermount(mountpoint)
     except OSError as exc:
         raise MountError(f"mount of {mountpoint}: {exc}") from exc
 
@@ -102,14 +102,14 @@ def _clone(fuse_fd: int) -> int:
     return clone
 
 
-def _mount_directly(mountpoint: Path, kind: int, *, writable: bool) -> int:
+def _mount_directly(mountpoint: Path, kind: int) -> int:
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         options = (
             f"default_permissions,allow_other,fd={fd},rootmode={kind:o},user_id={os.geteuid()},"
             f"group_id={os.getegid()},max_read={MAX_READ_BYTES}"
         )
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME | (0 if writable else _MS_RDONLY)
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME | _MS_RDONLY
         failed = _libc.mount(
             SOURCE.encode(),
             os.fsencode(mountpoint),
@@ -125,14 +125,13 @@ def _mount_directly(mountpoint: Path, kind: int, *, writable: bool) -> int:
     return fd
 
 
-def _mount_by_fusermount(mountpoint: Path, *, writable: bool) -> int:
+def _mount_by_fusermount(mountpoint: Path) -> int:
     """Let the setuid program mount; it sends the descriptor over the socket named in its environment."""
     import subprocess  # only the unprivileged pay for it
 
-    access = "rw" if writable else "ro"
     options = (
         f"fsname={SOURCE},default_permissions,allow_other,max_read={MAX_READ_BYTES},"
-        f"{access},nosuid,nodev,exec,async,noatime"
+        "ro,nosuid,nodev,exec,async,noatime"
     )
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -1,171 +1,204 @@
-"""The tree frontend: pyfuse3's operations on a `Vfs`. Find, call, translate; no file system logic here.
+"""The tree frontend: a `Vfs` as the server's file system. Find, call, pack; no file system logic here.
 
-Owns     nothing but the translation into pyfuse3's types.
-Callers  pyfuse3, in the trio thread.
-Raises   FUSEError, see kernel/operations.py.
+Owns     the registration of files with the relay.
+Callers  kernel/server.py, in the trio thread.
+Raises   Refusal, and what Vfs and Tree raise.
 
-The kernel may keep names and attributes for ever: an image does not change, and where the mount table
-does, kernel/vfs.py says what to invalidate. A file handle is the nodeid, so that a successor knows the
-files its predecessor opened. What is not here is answered ENOSYS by pyfuse3, which the kernel remembers:
-right for FLUSH, FSYNC, LSEEK and all that writes, which a read-only mount never asks for anyway.
+The kernel may keep names, attributes and pages for ever: an image does not change, and where the mount
+table does, kernel/vfs.py says what to invalidate. A file handle is the nodeid, so that a successor knows
+the files its predecessor opened.
+
+A file whose first read did not cover all of it is registered with the relay, which answers for it from
+then on as far as its bytes are ready. Not where reads are counted per file: the relay does not know how.
 """
 
 import errno
-from collections.abc import Sequence
-from typing import Final, cast
-
-import pyfuse3
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from nydusd.errors import NydusError
-from nydusd.kernel.operations import OPCODE_READ, GuardedOperations, answered
-from nydusd.kernel.vfs import ROOT_NODEID, Entry, Vfs
+from nydusd.kernel import wire
+from nydusd.kernel.errno_map import Refusal
+from nydusd.kernel.server import unserved
+from nydusd.kernel.vfs import INDEX_SHIFT, Vfs
+from nydusd.kernel.wire import Opcode, OpenFlag, Request
+from nydusd.records import Buffer
 
-# Seconds; spec fs-behaviour §5. Not just speed: a crashed daemon's mountpoint can be stat'ed only from the
-# kernel's cache (spec api §8.3).
-FOR_EVER_S: Final = float(1 << 32)
+if TYPE_CHECKING:
+    from nydusd.kernel.native_files import NativeFiles
+    from nydusd.kernel.native_window import NativeWindow
+    from nydusd.native_relay import Relay
+
+_KEEP_FILE: Final = int(OpenFlag.KEEP_CACHE)
+_KEEP_LISTING: Final = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
 
 
-class Namespace(GuardedOperations):
+class Namespace:
     """Serves a `Vfs`."""
 
     def __init__(self, vfs: Vfs) -> None:
         """`vfs` may gain and lose mounts at any time."""
-        super().__init__()
         self._vfs = vfs
-        self._no_such_name = pyfuse3.EntryAttributes()  # nodeid 0: "no", to be remembered
-        self._no_such_name.entry_timeout = FOR_EVER_S
+        self._native: NativeFiles | None = None  # from attach_relay on
+        self._window: NativeWindow | None = None
+        vfs.on_detach = self._forget_image
+        self._operations: dict[int, Callable[[Request], Buffer | None]] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdir,
+            Opcode.RELEASEDIR: self._release,
+            Opcode.OPEN: self._open,
+            Opcode.RELEASE: self._release,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.ACCESS: self._access,
+            Opcode.STATFS: self._statfs,
+            # Nodeids come from the image, nothing is counted (spec fs-behaviour §6).
+            Opcode.FORGET: _nothing,
+            Opcode.BATCH_FORGET: _nothing,
+        }
 
     def describe(self, nodeid: int) -> str:
         """Mount and inode number."""
         return self._vfs.describe(nodeid)
 
-    @answered
-    async def lookup(
-        self, parent_inode: int, name: bytes, _ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Return the entry of that name, or the negative entry."""
-        entry = self._vfs.lookup(parent_inode, name)
-        return self._no_such_name if entry is None else _attributes(entry)
+    def answer(self, request: Request) -> Buffer | None:
+        """Return the reply's payload."""
+        operation = self._operations.get(request.opcode)
+        if operation is None:
+            raise unserved(request)
+        return operation(request)
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Do nothing: nodeids come from the image, nothing is counted (spec fs-behaviour §6)."""
+    # ---- names and attributes -----------------------------------------------------------------
 
-    @answered
-    async def getattr(self, inode: int, _ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Return the attributes."""
-        return _attributes(self._vfs.getattr(inode))
+    def _lookup(self, request: Request) -> bytes:
+        entry = self._vfs.lookup(request.nodeid, wire.name(request))
+        return wire.NO_ENTRY if entry is None else wire.entry_out(*entry)
 
-    @answered
-    async def readlink(self, inode: int, _ctx: pyfuse3.RequestContext) -> bytes:
-        """Return the target."""
-        return self._vfs.readlink(inode)
+    def _getattr(self, request: Request) -> bytes:
+        nodeid, _, attributes = self._vfs.getattr(request.nodeid)
+        return wire.attr_out(nodeid, attributes)
 
-    @answered
-    async def opendir(self, inode: int, _ctx: pyfuse3.RequestContext) -> int:
-        """Return the nodeid as the handle."""
-        self._vfs.open(inode)
-        return inode
+    def _readlink(self, request: Request) -> bytes:
+        return self._vfs.readlink(request.nodeid)
 
-    @answered
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Fill the reply with entries and their attributes.
+    def _getxattr(self, request: Request) -> bytes:
+        value = self._vfs.getxattr(request.nodeid, wire.xattr_name(request))
+        if value is None:
+            raise Refusal(errno.ENODATA, "no such attribute")
+        return _fitting(value, request)
+
+    def _listxattr(self, request: Request) -> bytes:
+        names = self._vfs.listxattr(request.nodeid)
+        return _fitting(b"".join(name + b"\0" for name in names), request)
+
+    def _access(self, request: Request) -> bytes:
+        mask = wire.access_mask(request)
+        if not self._vfs.access(request.nodeid, mask, request.uid, request.gid):
+            raise Refusal(errno.EACCES, "not by mode bits")
+        return b""
+
+    def _statfs(self, _request: Request) -> bytes:
+        return wire.statfs_out(self._vfs.statfs())
+
+    # ---- directories --------------------------------------------------------------------------
+
+    def _opendir(self, request: Request) -> bytes:
+        nodeid = request.nodeid
+        self._vfs.open(nodeid)
+        # Of pseudo directories, the session's root among them, nothing is kept: mounts come and go.
+        return wire.open_out(nodeid, _KEEP_LISTING if nodeid >> INDEX_SHIFT else 0)
+
+    def _readdir(self, request: Request) -> Buffer:
+        """Fill the reply with names, and with attributes if they are wanted.
 
         A fault in the middle ends this reply only: the kernel asks on from there, and gets the error.
         """
+        _, after, size = wire.span(request)
+        listing = wire.Listing(size, plus=request.opcode == Opcode.READDIRPLUS)
         told = False
         try:
-            for name, cookie, entry in self._vfs.readdir(fh, start_id):
-                if not pyfuse3.readdir_reply(token, name, _attributes(entry), cookie):
-                    return
+            for line in self._vfs.readdir(request.nodeid, after):
+                if not listing.add(*line):
+                    break
                 told = True
         except NydusError:
             if not told:
                 raise
+        return listing.payload
 
-    @answered
-    async def releasedir(self, fh: int) -> None:
-        """Forget the handle."""
-        self._vfs.release(fh)
+    # ---- files --------------------------------------------------------------------------------
 
-    @answered
-    async def open(
-        self,
-        inode: int,
-        _flags: int,  # not inspected: the kernel knows that the mount is read-only
-        _ctx: pyfuse3.RequestContext,
-    ) -> pyfuse3.FileInfo:
-        """Return the nodeid as the handle; pages in the kernel stay valid from one open to the next."""
-        self._vfs.open(inode)
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+    def _open(self, request: Request) -> bytes:
+        """Open without a look at the flags: the kernel knows that the mount is read-only."""
+        self._vfs.open(request.nodeid)
+        return wire.open_out(request.nodeid, _KEEP_FILE)
 
-    @answered
-    async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Return file bytes."""
-        answer = await self.patient(OPCODE_READ, fh, self._vfs.read(fh, off, size))
-        return cast(bytes, answer)  # any buffer will do for pyfuse3, whatever its type hints say
+    def _release(self, request: Request) -> bytes:
+        self._vfs.release(request.nodeid)
+        return b""
 
-    @answered
-    async def release(self, fh: int) -> None:
-        """Forget the handle."""
-        self._vfs.release(fh)
+    def read_now(self, nodeid: int, _fh: int, offset: int, size: int) -> Buffer | None:
+        """Return file bytes if the page cache has them."""
+        content = self._vfs.read_now(nodeid, offset, size)
+        if content is not None:
+            self._offer(nodeid, offset, size, len(content))
+        return content
 
-    @answered
-    async def getxattr(self, inode: int, name: bytes, _ctx: pyfuse3.RequestContext) -> bytes:
-        """Return the value."""
-        value = self._vfs.getxattr(inode, name)
-        if value is None:
-            raise pyfuse3.FUSEError(errno.ENODATA)
-        return value
+    async def read(self, nodeid: int, _fh: int, offset: int, size: int) -> Buffer | None:
+        """Return file bytes.
 
-    @answered
-    async def listxattr(self, inode: int, _ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        """Return the names."""
-        return self._vfs.listxattr(inode)
+        Cancel: as Vfs.read.
+        """
+        content = await self._vfs.read(nodeid, offset, size)
+        self._offer(nodeid, offset, size, len(content))
+        return content
 
-    @answered
-    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        """Tell whether the caller may; False is EACCES."""
-        return self._vfs.access(inode, mode, ctx.uid, ctx.gid)
+    # ---- files that the relay answers for -----------------------------------------------------
 
-    async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """Return what `df -i` shows; pyfuse3 does not say which object was asked."""
-        return await self._statfs(ROOT_NODEID)
+    def attach_relay(self, relay: "Relay") -> None:
+        """Register files with this relay from now on."""
+        from nydusd.kernel.native_files import NativeFiles
+        from nydusd.kernel.native_window import NativeWindow
 
-    @answered
-    async def _statfs(self, _nodeid: int) -> pyfuse3.StatvfsData:
-        """Return block size, longest name and number of files; everything else is 0."""
-        shown = self._vfs.statfs()
-        reply = pyfuse3.StatvfsData()
-        reply.f_bsize = shown.block_bytes
-        reply.f_namemax = shown.name_max_bytes
-        reply.f_files = shown.files
-        return reply
+        self._native = NativeFiles(relay)
+        self._window = NativeWindow(self._native)
+
+    def close(self) -> None:
+        """Take all files back from the relay, before it is closed."""
+        if self._native is not None:
+            self._native.close()
+            self._native = self._window = None
+
+    def touched(self, source: int, chunk: int) -> None:
+        """Pass it on to the blob."""
+        if self._native is not None:
+            self._native.touched(source, chunk)
+
+    def _offer(self, nodeid: int, offset: int, size: int, got: int) -> None:
+        """Register a file that was read in part: more of it will be. A whole small one is in the kernel now."""
+        window = self._window
+        if window is None or (offset == 0 and got < size) or nodeid in window:
+            return
+        found = self._vfs.native_map(nodeid)
+        if found is not None:
+            window.add(nodeid, *found)
+
+    def _forget_image(self, index: int) -> None:
+        if self._window is not None:
+            self._window.drop_where(lambda nodeid: nodeid >> INDEX_SHIFT == index)
 
 
-def _attributes(entry: Entry) -> pyfuse3.EntryAttributes:
-    """Return pyfuse3's form of an entry.
+def _fitting(value: bytes, request: Request) -> bytes:
+    """Return the value, or its length if only that is wanted."""
+    payload = wire.xattr_out(value, wire.xattr_size(request))
+    if payload is None:
+        raise Refusal(errno.ERANGE, "the caller's buffer is too small")
+    return payload
 
-    Without attributes it has no file type: the kernel then lists the name but keeps nothing of it, and a
-    later stat asks again.
-    """
-    reply = pyfuse3.EntryAttributes()
-    reply.st_ino = entry.nodeid
-    reply.generation = entry.generation
-    shown = entry.attributes
-    if shown is None:
-        reply.st_mode = 0
-        return reply
-    reply.entry_timeout = reply.attr_timeout = FOR_EVER_S
-    reply.st_mode = shown.mode
-    reply.st_nlink = shown.nlink
-    reply.st_uid = shown.uid
-    reply.st_gid = shown.gid
-    reply.st_rdev = shown.rdev
-    reply.st_size = shown.size
-    reply.st_blocks = shown.blocks
-    reply.st_mtime_ns = shown.mtime_ns
-    if shown.atime_ns:
-        reply.st_atime_ns = shown.atime_ns
-    if shown.ctime_ns:
-        reply.st_ctime_ns = shown.ctime_ns
-    return reply
+
+def _nothing(_request: Request) -> None:
+    """Give no reply: none is due."""

@@ -8,29 +8,15 @@ fsopen(2) and fsmount(2) make a mount that is in no tree; the descriptor leads t
 them not (before 5.2) or a sandbox refuses them, it stands on a fresh directory until it is dropped.
 """
 
-import ctypes
 import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from nydusd.kernel import mount
+from nydusd.kernel.fs_context import FsContext
 from nydusd.kernel.mount import DEVICE, MAX_READ_BYTES, SOURCE, MountError
-
-# System call numbers since 424 are the same for every architecture.
-_SYS_FSOPEN: Final = 430
-_SYS_FSCONFIG: Final = 431
-_SYS_FSMOUNT: Final = 432
-_FSOPEN_CLOEXEC: Final = 1
-_FSMOUNT_CLOEXEC: Final = 1
-_FSCONFIG_SET_FLAG: Final = 0
-_FSCONFIG_SET_STRING: Final = 1
-_FSCONFIG_CMD_CREATE: Final = 6
-_MOUNT_ATTRIBUTES: Final = 0x1 | 0x2 | 0x4 | 0x10  # read-only, nosuid, nodev, noatime
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class PrivateMount:
@@ -88,32 +74,14 @@ def _mount_on_a_fresh_directory() -> PrivateMount:
 
 def _fsmount(fuse_fd: int) -> int:
     """Return a descriptor of a new mount's root. Raises OSError."""
-    context = _call(_SYS_FSOPEN, b"fuse", _FSOPEN_CLOEXEC)
-    try:
-        for key, value in (
-            (b"source", SOURCE.encode()),
-            (b"fd", b"%d" % fuse_fd),
-            (b"rootmode", b"40000"),
-            (b"user_id", b"%d" % os.geteuid()),
-            (b"group_id", b"%d" % os.getegid()),
-            (b"max_read", b"%d" % MAX_READ_BYTES),
-        ):
-            _call(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key, value, 0)
-        for flag in (b"default_permissions", b"allow_other", b"ro"):
-            _call(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, flag, None, 0)
-        _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-        return _call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _MOUNT_ATTRIBUTES)
-    finally:
-        os.close(context)
-
-
-def _call(number: int, *arguments: bytes | int | None) -> int:
-    """Make a system call; every integer is as wide as a register. Raises OSError."""
-    result: int = _libc.syscall(
-        ctypes.c_long(number),
-        *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments),
-    )
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    with FsContext("fuse") as context:
+        context.set("source", SOURCE)
+        context.set("fd", str(fuse_fd))
+        context.set("rootmode", "40000")
+        context.set("user_id", str(os.geteuid()))
+        context.set("group_id", str(os.getegid()))
+        context.set("max_read", str(MAX_READ_BYTES))
+        for flag in ("default_permissions", "allow_other", "ro"):
+            context.set(flag)
+        context.create()
+        return context.mount()

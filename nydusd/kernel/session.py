@@ -1,87 +1,164 @@
-"""One FUSE session: mounting, serving, ending. One process has one: pyfuse3 keeps it in globals.
+"""One FUSE session: mounting, serving, handing over, ending. A process may have several.
 
-Owns     the mount and its /dev/fuse descriptor. libfuse gets a duplicate of the descriptor, or another
-         one in its place (`libfuse_fd`), so that ours can be sent to a supervisor, and a relay can stand
-         between the kernel and libfuse (docs/design.md §4, Takeover). Before that it gets a socket, for
-         INIT alone (kernel/handshake.py).
-Callers  daemon/, in the trio thread.
-Raises   MountError; StateError for a second session at the same time.
+Owns     the mount, the descriptors of its connection (the mount's own and its clones), the relay's life.
+Callers  daemon/ and kernel/erofs.py, in the trio thread.
+Raises   MountError.
 Cancel   a cancelled `serve` leaves the requests in flight unanswered: they fail when the last descriptor
          of the session is closed, or go to the successor that has one.
+
+Hand-over: whoever has `state()` and the descriptors of `fds()` goes on with `resume`, after a `stop` as well
+as after a kill -9. The kernel's INIT is recorded, for it is sent once. Requests that a dead server had read
+are asked for again (Linux 6.9). The kernel ends those that were read from a clone when that clone is closed:
+a supervisor must hold all of `fds()`, or the session must have no clones.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import select
-import socket
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import pyfuse3
 import trio
 
-from nydusd.errors import StateError
-from nydusd.kernel import handshake, mount, notify
+from nydusd.kernel import mount, negotiation, notify
 from nydusd.kernel.mount import MountError, MountIdentity
-from nydusd.kernel.operations import GuardedOperations
+from nydusd.kernel.negotiation import Feature
+from nydusd.kernel.private_mount import PrivateMount, mount_privately
+from nydusd.kernel.stats import InFlightRequest
 from nydusd.kernel.vfs import Stale
+
+if TYPE_CHECKING:
+    from nydusd.kernel.server import FileSystem, Server
+    from nydusd.native_relay import Relay
 
 log = logging.getLogger(__name__)
 
-# Requests served at once. Far more than readers that wait for a registry: lookups must never queue behind
-# them (spec fs-behaviour §22, trap 13). A waiting request costs a task and, untouched, 1 MiB of addresses.
-MAX_REQUESTS: Final = 1024
-IDLE_TASKS: Final = 4
+THREADS_DEFAULT: Final = 4
+# One thread may sit in a read of the disk while another one takes the next request.
+THREADS_MIN: Final = 2
+THREADS_MAX: Final = 16  # as many as may sit there, with few threads asked for
 STOP_GRACE_S: Final = 10.0  # what requests in flight get to end after stop()
 PRIME_TIMEOUT_S: Final = 10.0
 INVALIDATE_TIMEOUT_S: Final = 10.0
-HANDSHAKE_TIMEOUT_S: Final = 10.0
-_OVER: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ENOENT, errno.ECONNABORTED})
+INIT_TIMEOUT_S: Final = 30.0  # the kernel sends it with mount(2): only a stalled machine comes near
+
+
+class SessionState(NamedTuple):
+    """What a successor needs besides the descriptors. Plain values."""
+
+    mountpoint: str | None  # None: detached, nothing is mounted where anybody could see it
+    device: int  # MountIdentity
+    mount_id: int
+    is_unique: bool
+    init_request: bytes
+    threads: int
 
 
 class Session:
-    """One mount that this process serves."""
-
-    _serving: "Session | None" = None  # the one that pyfuse3's globals belong to
+    """One FUSE connection that this process serves. Made by `mount`, `detached` or `resume`."""
 
     def __init__(
         self,
-        mountpoint: Path,
-        fuse_fd: int,
+        fds: Sequence[int],
         identity: MountIdentity,
         *,
+        mountpoint: Path | None = None,
+        private: PrivateMount | None = None,
         init_request: bytes | None = None,
+        threads: int = THREADS_DEFAULT,
     ) -> None:
-        """Take over a mounted session: `fuse_fd` is its /dev/fuse descriptor and now belongs to this object.
+        """Take over a connection: `fds` are its descriptors and now belong to this object.
 
-        init_request: what the predecessor had as `init_request`, if the kernel's INIT is answered already.
-        `Session.mount` makes a new one.
+        init_request: recorded by a predecessor, if the kernel's INIT is answered already.
         """
         self.mountpoint = mountpoint
-        self.fuse_fd = fuse_fd
+        self.fuse_fd = fds[0]
         self.init_request = init_request  # set once `serve` has started
+        self._fds = tuple(fds)
         self._identity = identity
-        self._stop = trio.Event()
-        self._stop_grace_s = STOP_GRACE_S
-        self._reading = False  # pyfuse3.main is running
+        self._private = private
+        self._is_successor = init_request is not None
+        self._threads = max(THREADS_MIN, threads)
+        self._relay: Relay | None = None
+        self._server: Server | None = None  # while `serve` runs
+        self._stop_grace_s: float | None = None  # set: stop was called, maybe before `serve`
         self._closed = False
 
+    # ---- how a session begins -------------------------------------------------------------------
+
     @classmethod
-    def mount(cls, mountpoint: Path, *, writable: bool = False) -> "Session":
-        """Mount on an existing directory. Requests queue in the kernel until `serve` runs."""
-        fuse_fd = mount.mount_fuse(mountpoint, writable=writable)
+    def mount(
+        cls, mountpoint: Path, *, threads: int = THREADS_DEFAULT, clones: bool = True
+    ) -> "Session":
+        """Mount on an existing directory. Requests queue in the kernel until `serve` runs.
+
+        threads: how many read requests. clones: from a descriptor each; see the module's docstring.
+        """
+        fuse_fd = mount.mount_fuse(mountpoint)
         try:
             # Ours for sure: nobody else can mount here between these two calls but on top of it.
-            session = cls(mountpoint, fuse_fd, mount.identify(mountpoint))
+            identity = mount.identify(mountpoint)
         except BaseException:
             mount.detach(mountpoint)
             os.close(fuse_fd)
             raise
+        fds = mount.with_clones(fuse_fd, threads if clones else 1)
+        session = cls(fds, identity, mountpoint=mountpoint, threads=threads)
         log.info("mounted mountpoint=%s connection=%s", mountpoint, session.connection_id)
         return session
+
+    @classmethod
+    def detached(cls, *, threads: int = THREADS_DEFAULT, clones: bool = True) -> "Session":
+        """Mount where nobody sees it. `path` names its files for mount(2); `drop_path` when that is done."""
+        private = mount_privately()
+        try:
+            identity = mount.identify(private.path)
+        except BaseException:
+            private.drop()
+            os.close(private.fuse_fd)
+            raise
+        fds = mount.with_clones(private.fuse_fd, threads if clones else 1)
+        return cls(fds, identity, private=private, threads=threads)
+
+    @classmethod
+    def resume(cls, state: SessionState, fds: Sequence[int]) -> "Session":
+        """Go on for a predecessor that has stopped or died; `fds` belong to the new session."""
+        return cls(
+            fds,
+            MountIdentity(state.device, state.mount_id, state.is_unique),
+            mountpoint=None if state.mountpoint is None else Path(state.mountpoint),
+            init_request=state.init_request,
+            threads=state.threads,
+        )
+
+    def state(self) -> SessionState:
+        """Return what a successor needs besides `fds()`. Raises MountError before INIT was answered."""
+        if self.init_request is None:
+            raise MountError("the session has not begun: there is nothing to hand over")
+        return SessionState(
+            None if self.mountpoint is None else str(self.mountpoint),
+            *self._identity,
+            self.init_request,
+            self._threads,
+        )
+
+    def fds(self) -> tuple[int, ...]:
+        """Return the descriptors that a successor needs; they stay ours."""
+        return self._fds
+
+    def path(self, name: str) -> str:
+        """Return a path to a file of a detached session, good in this process until `drop_path`."""
+        if self._private is None:
+            raise MountError(f"no private path to {name}")
+        return f"{self._private.path}/{name}"
+
+    def drop_path(self) -> None:
+        """Let the private mount go; the session lives as long as anybody has a file of it open."""
+        if self._private is not None:
+            self._private.drop()
+            self._private = None
 
     @property
     def connection_id(self) -> int:
@@ -95,113 +172,82 @@ class Session:
         poller.register(self.fuse_fd, 0)
         return any(events & select.POLLERR for _, events in poller.poll(0))
 
+    # ---- serving --------------------------------------------------------------------------------
+
     async def serve(
         self,
-        operations: GuardedOperations,
+        file_system: "FileSystem",
         *,
-        libfuse_fd: int | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer requests until the kernel ends the session or `stop` is called; once per session.
+        """Answer requests until the kernel ends the session or `stop` is called; then it can be called again.
 
-        libfuse_fd: what libfuse reads and writes behind INIT, which stays the caller's; default: `fuse_fd`.
-        Raises MountError if INIT or reading requests fails, StateError if this process serves already.
+        Raises MountError if INIT or reading requests fails.
         """
-        if Session._serving is not None:
-            raise StateError("Serve", f"serving {Session._serving.mountpoint}")
-        Session._serving = self
-        ours, libfuses = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        channel = libfuses.detach()
-        with ours:
+        # Here, not above: what only asks about mounts does not load the C module.
+        from nydusd.kernel.server import Server
+        from nydusd.native_relay import Relay
+
+        if self.init_request is None:
+            self.init_request = await self._negotiate()
+        if self._relay is None:
+            self._relay = Relay()
+            file_system.attach_relay(self._relay)
+        if self._is_successor:
+            self._is_successor = False
+            self._ask_again()
+        server = self._server = Server(file_system, self._relay, self._fds)
+        try:
+            if self._stop_grace_s is not None:
+                server.stop(self._stop_grace_s)
             try:
-                ours.setblocking(False)
-                os.set_blocking(channel, False)
-                # No options: those of the mount are the kernel's, and it has them.
-                pyfuse3.init(operations, f"/dev/fd/{channel}", set())
-            except BaseException:
-                Session._serving = None
-                os.close(channel)
-                raise
-            quiet = _NoiseFilter()
-            pyfuse3_log = logging.getLogger("pyfuse3")
-            pyfuse3_log.addFilter(quiet)
-            try:
-                await self._negotiate(ours)
-                os.dup2(
-                    self.fuse_fd if libfuse_fd is None else libfuse_fd, channel, inheritable=False
-                )
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._limit_stop, operations, nursery.cancel_scope)
-                    task_status.started()
-                    await self._answer()
-                    nursery.cancel_scope.cancel()
-            except BaseExceptionGroup as group:
-                raise _unwrap(group) from group
-            finally:
-                pyfuse3.close(unmount=False)  # and with it the channel
-                pyfuse3_log.removeFilter(quiet)
-                Session._serving = None
-                operations.faults.flush()
+                self._relay.start(self._fds, self._threads, max(THREADS_MAX, self._threads))
+            except OSError as exc:
+                raise MountError(f"threads at /dev/fuse: {exc}") from exc
+            await server.run(task_status=task_status)
+        finally:
+            self._server = None
+            self._stop_grace_s = None
         log.info("no longer serving mountpoint=%s", self.mountpoint)
 
-    async def _negotiate(self, ours: socket.socket) -> None:
-        """Let libfuse answer INIT over the socket; pass the answer on unless the kernel has had it."""
+    async def _negotiate(self) -> bytes:
+        """Answer INIT, which the kernel has queued at mount(2), and return it."""
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-                is_new = self.init_request is None
-                if self.init_request is None:
-                    await trio.lowlevel.wait_readable(self.fuse_fd)
-                    self.init_request = os.read(self.fuse_fd, handshake.REQUEST_MAX_BYTES)
-                head = handshake.check_request(self.init_request)
-                ours.send(self.init_request)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(partial(pyfuse3.main, min_tasks=1, max_tasks=1))
-                    await trio.lowlevel.wait_readable(ours)
-                    nursery.cancel_scope.cancel()  # libfuse has answered, and its task waits for more
-                reply = handshake.amended(ours.recv(handshake.REPLY_MAX_BYTES), head)
-                if is_new:
-                    os.write(self.fuse_fd, reply)
+            with trio.fail_after(INIT_TIMEOUT_S):
+                while True:
+                    try:
+                        request = os.read(self.fuse_fd, negotiation.REQUEST_MAX_BYTES)
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_readable(self.fuse_fd)
+                    else:
+                        break
+            os.write(self.fuse_fd, negotiation.answer(negotiation.check_request(request)))
         except trio.TooSlowError as exc:
-            raise MountError(f"INIT of {self.mountpoint}: not in {HANDSHAKE_TIMEOUT_S} s") from exc
+            raise MountError(f"INIT of {self.mountpoint}: not in {INIT_TIMEOUT_S} s") from exc
         except OSError as exc:
             raise MountError(f"INIT of {self.mountpoint}: {exc}") from exc
+        return request
 
-    async def _answer(self) -> None:
-        """Run pyfuse3's loop, again as long as it ends for nothing.
-
-        It reports EAGAIN when a request was withdrawn (its process was killed) between poll and read, and
-        cancels its other tasks. Those of them that are about to answer do so: see
-        GuardedOperations.patient.
-        """
-        while not self._stop.is_set():
-            self._reading = True
+    def _ask_again(self) -> None:
+        """Have the kernel send once more what the predecessor had read and not answered."""
+        assert self.init_request is not None
+        reason = "the kernel is older than 6.9"
+        if Feature.HAS_RESEND in negotiation.check_request(self.init_request).offered:
             try:
-                await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=MAX_REQUESTS)
-            except BaseExceptionGroup as group:
-                _, rest = group.split(_is_withdrawal)
-                # A read that the end meets in the middle knows of it before poll does.
-                ended, rest = (None, None) if rest is None else rest.split(_is_end)
-                if rest is not None and not self.is_over:
-                    raise
-                if ended is not None:
-                    return
+                notify.resend(self.fuse_fd)
+            except OSError as exc:
+                reason = str(exc)
             else:
                 return
-            finally:
-                self._reading = False
-            if self.is_over:
-                return
+        log.warning(
+            "requests that a predecessor had read stay unanswered: mountpoint=%s reason=%s",
+            self.mountpoint,
+            reason,
+        )
 
-    async def _limit_stop(self, operations: GuardedOperations, scope: trio.CancelScope) -> None:
-        """End what `stop` does not: requests in flight longer than the grace."""
-        try:
-            await self._stop.wait()
-            await trio.sleep(self._stop_grace_s)
-            waiting = len(operations.in_flight())
-            log.warning("%s requests were not answered in %s s", waiting, self._stop_grace_s)
-        finally:
-            operations.unshield()
-        scope.cancel()
+    def in_flight(self) -> list[InFlightRequest]:
+        """Return the requests that wait for an answer, oldest first."""
+        return [] if self._server is None else self._server.in_flight()
 
     def stop(self, *, grace_s: float = STOP_GRACE_S) -> None:
         """Make `serve` return once the requests in flight are answered, at most `grace_s` from now.
@@ -209,12 +255,9 @@ class Session:
         The mount stays. Requests that come later wait in the kernel: `unmount`, or leave them to a
         successor.
         """
-        if self._stop.is_set():
-            return
         self._stop_grace_s = grace_s
-        self._stop.set()
-        if self._reading:
-            pyfuse3.terminate()
+        if self._server is not None:
+            self._server.stop(grace_s)
 
     async def prime(self) -> None:
         """Ask for our own root once, so that the kernel has its attributes cached.
@@ -222,6 +265,8 @@ class Session:
         After that a stat of the mountpoint returns even if this process is dead, which is what a
         snapshotter's recovery relies on (spec api §8.3). Call it while `serve` runs.
         """
+        if self.mountpoint is None:
+            return
         try:
             with trio.fail_after(PRIME_TIMEOUT_S):
                 await trio.to_thread.run_sync(
@@ -256,11 +301,16 @@ class Session:
             if owned:
                 os.close(owned.pop())
 
+    # ---- how a session ends ---------------------------------------------------------------------
+
     def unmount(self) -> bool:
         """Take our mount off the tree if it is still there, and never another one; tell whether it was.
 
         Open files keep working as long as `serve` runs.
         """
+        if self.mountpoint is None:
+            self.drop_path()
+            return False
         if self.is_over and not self._identity.unique:
             return False  # the same numbers may have been given to somebody else's mount
         try:
@@ -273,30 +323,20 @@ class Session:
         return True
 
     def close(self) -> None:
-        """Close our descriptor. If it was the last one, requests fail with ENOTCONN from now on."""
-        if not self._closed:
-            self._closed = True
-            os.close(self.fuse_fd)
-
-
-def _is_withdrawal(exc: BaseException) -> bool:
-    return isinstance(exc, OSError) and exc.errno == errno.EAGAIN
-
-
-def _is_end(exc: BaseException) -> bool:
-    return isinstance(exc, OSError) and exc.errno in (errno.ECONNABORTED, errno.ENODEV)
-
-
-def _unwrap(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what callers are to see of what ended the loop."""
-    cause: BaseException = group
-    while isinstance(cause, BaseExceptionGroup):
-        if len(cause.exceptions) > 1:
-            return group
-        cause = cause.exceptions[0]
-    if isinstance(cause, OSError):
-        return MountError(f"reading requests failed: {cause}")
-    return cause
+        """Close our descriptors. If they were the last ones, requests fail with ENOTCONN from now on."""
+        if self._closed:
+            return
+        self._closed = True
+        self.drop_path()
+        try:
+            if self._relay is not None:
+                self._relay.close()
+        except OSError as exc:
+            # A thread that hangs on a dead disk still uses them; they go with the process.
+            log.warning("descriptors of %s stay open: %s", self.mountpoint, exc)
+        else:
+            for fd in self._fds:
+                os.close(fd)
 
 
 def _forget(fuse_fd: int, stale: Stale) -> None:
@@ -311,17 +351,3 @@ def _forget(fuse_fd: int, stale: Stale) -> None:
                 notify.invalidate_entry(fuse_fd, parent, name)
     finally:
         os.close(fuse_fd)
-
-
-class _NoiseFilter(logging.Filter):
-    """Drops pyfuse3's ERROR for a reply that nobody waits for any more: the reader was killed."""
-
-    _nobody_waits = frozenset(os.strerror(number) for number in _OVER)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Keep all other records."""
-        return not (
-            isinstance(record.args, tuple)
-            and len(record.args) == 1
-            and record.args[0] in self._nobody_waits
-        )

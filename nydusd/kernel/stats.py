@@ -4,9 +4,12 @@ import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nydusd.storage.stats import BUCKETS, size_bucket
+
+if TYPE_CHECKING:
+    from nydusd.native_relay import ReadCounts
 
 READ_LATENCY_BOUNDS_US: Final = (200, 1000, 20_000, 50_000, 500_000, 1_000_000, 2_000_000)
 
@@ -60,6 +63,28 @@ class AccessPattern:
 
 
 @dataclass(slots=True)
+class _NativeReads:
+    """The relay's counters, which only go up, and how far they have been taken."""
+
+    counts: "ReadCounts"
+    taken: tuple[int, ...] = (0,) * (3 + 2 * BUCKETS)
+
+    def take(self) -> tuple[int, int, int, tuple[int, ...], tuple[int, ...]]:
+        """Return the increase since the last call."""
+        counts = self.counts
+        now = (
+            counts.reads,
+            counts.bytes,
+            counts.latency_us,
+            *counts.by_size,
+            *counts.by_latency,
+        )
+        more = tuple(new - old for new, old in zip(now, self.taken, strict=True))
+        self.taken = now
+        return more[0], more[1], more[2], more[3 : 3 + BUCKETS], more[3 + BUCKETS :]
+
+
+@dataclass(slots=True)
 class FsStats:
     """One mount's counters. The three switches come from the mount's RafsConfig."""
 
@@ -77,6 +102,32 @@ class FsStats:
     files: dict[int, FileStats] = field(default_factory=dict)
     patterns: dict[int, AccessPattern] = field(default_factory=dict)
     latest: set[int] = field(default_factory=set)  # inodes read since the last GET …?latest=true
+    _native: "_NativeReads | None" = None  # reads that the relay has answered and counted
+
+    @property
+    def counts_per_file(self) -> bool:
+        """Whether every read must be seen here, for it counts for its file."""
+        return self.files_enabled or self.pattern_enabled or self.latest_enabled
+
+    def native_reads(self) -> "ReadCounts":
+        """Return the counters that the relay is to use for all files of this mount."""
+        if self._native is None:
+            from nydusd.native_relay import ReadCounts  # not before a file is registered
+
+            self._native = _NativeReads(ReadCounts())
+        return self._native.counts
+
+    def settle(self) -> None:
+        """Add what the relay has counted since the last time. For whoever is about to look."""
+        if self._native is None:
+            return
+        reads, size, latency_us, by_size, by_latency = self._native.take()
+        self.fop_hits[Op.READ] += reads
+        self.data_read += size
+        self.fop_cumulative_latency_us[Op.READ] += latency_us
+        for bucket in range(BUCKETS):
+            self.block_count_read[bucket] += by_size[bucket]
+            self.read_latency_dist[bucket] += by_latency[bucket]
 
     def count(self, op: Op, ino: int, *, failed: bool = False) -> None:
         """Count one operation on inode `ino`."""

@@ -17,14 +17,19 @@ import stat
 import time
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nydusd.config.model import RafsConfig
 from nydusd.errors import FormatError, IntegrityError, NotFoundError, NydusError
+from nydusd.kernel.attributes import Attributes, Statfs
 from nydusd.kernel.errno_map import Refusal
 from nydusd.kernel.stats import FsStats, Op
 from nydusd.rafs.model import Bootstrap, DirEntry, Inode, SuperblockFlag
 from nydusd.records import Buffer
+
+if TYPE_CHECKING:
+    from nydusd.native_relay import ReadCounts
+    from nydusd.storage.native_map import NativeMap
 
 log = logging.getLogger(__name__)
 
@@ -49,29 +54,13 @@ class FileReader(Protocol):
         """
         ...
 
+    def read_now(self, inode: Inode, offset: int, size: int) -> Buffer | None:
+        """Return the same bytes, None if they cannot be had without waiting. Raises as `read`."""
+        ...
 
-class Attributes(NamedTuple):
-    """What stat shows, but for the inode number, which is the session's to compose."""
-
-    ino: int  # the image's own number
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    size: int
-    blocks: int  # 512-byte units
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class Statfs(NamedTuple):
-    """What statfs shows; all other fields are 0 (spec fs-behaviour §11)."""
-
-    block_bytes: int
-    name_max_bytes: int
-    files: int
+    def native_map(self, inode: Inode) -> "NativeMap | None":
+        """Return where the relay finds the file's bytes; None: only `read` does."""
+        ...
 
 
 class Tree:
@@ -167,16 +156,25 @@ class Tree:
             else:
                 yield entry, self._present_or_none(entry.ino)
 
+    def read_now(self, ino: int, offset: int, size: int) -> Buffer | None:
+        """Return what `read` would, if it need not wait, and None, uncounted, if it must."""
+        inode = self._readable(ino, offset, size)
+        started_s = time.monotonic()
+        wanted = min(size, inode.size - offset)
+        if wanted <= 0:
+            self.stats.count_read(ino, 0, started_s)
+            return b""
+        try:
+            content = self.image.read_now(inode, offset, wanted)
+        except NydusError as exc:
+            raise self._failed(ino, started_s, exc) from exc
+        if content is None:
+            return None
+        return self._counted(ino, content, wanted, offset, started_s)
+
     async def read(self, ino: int, offset: int, size: int) -> Buffer:
         """Return file bytes [offset, offset + size), fewer only at the end of the file. No copy here."""
-        inode = self._inode(ino)  # unresolvable: not counted (spec fs-behaviour §19)
-        if not stat.S_ISREG(inode.mode):
-            is_directory = stat.S_ISDIR(inode.mode)
-            raise Refusal(
-                errno.EISDIR if is_directory else errno.EINVAL, f"inode {ino} is no regular file"
-            )
-        if offset < 0 or size < 0:
-            raise Refusal(errno.EINVAL, f"read of {size} bytes at {offset}")
+        inode = self._readable(ino, offset, size)
         started_s = time.monotonic()
         wanted = min(size, inode.size - offset)
         if wanted <= 0:
@@ -184,18 +182,48 @@ class Tree:
             return b""
         try:
             content = await self.image.read(inode, offset, wanted)
-            if len(content) != wanted:
-                raise IntegrityError(
-                    f"inode {ino}: {len(content)} of {wanted} bytes at offset {offset}"
-                )
         except NydusError as exc:
+            raise self._failed(ino, started_s, exc) from exc
+        return self._counted(ino, content, wanted, offset, started_s)
+
+    def _readable(self, ino: int, offset: int, size: int) -> Inode:
+        """Return the inode of a regular file. What is refused here is not counted (spec fs-behaviour §19)."""
+        inode = self._inode(ino)
+        if not stat.S_ISREG(inode.mode):
+            is_directory = stat.S_ISDIR(inode.mode)
+            raise Refusal(
+                errno.EISDIR if is_directory else errno.EINVAL, f"inode {ino} is no regular file"
+            )
+        if offset < 0 or size < 0:
+            raise Refusal(errno.EINVAL, f"read of {size} bytes at {offset}")
+        return inode
+
+    def _counted(
+        self, ino: int, content: Buffer, wanted: int, offset: int, started_s: float
+    ) -> Buffer:
+        if len(content) != wanted:
             self.stats.count_read(ino, 0, started_s, failed=True)
-            if isinstance(exc, NotFoundError):
-                # A missing blob is a fault behind the file; ENOENT would deny the file itself.
-                raise NydusError(str(exc)) from exc
-            raise
+            raise IntegrityError(
+                f"inode {ino}: {len(content)} of {wanted} bytes at offset {offset}"
+            )
         self.stats.count_read(ino, wanted, started_s)
         return content
+
+    def _failed(self, ino: int, started_s: float, exc: NydusError) -> NydusError:
+        self.stats.count_read(ino, 0, started_s, failed=True)
+        if isinstance(exc, NotFoundError):
+            # A missing blob is a fault behind the file; ENOENT would deny the file itself.
+            return NydusError(str(exc))
+        return exc
+
+    def native_map(self, ino: int) -> "tuple[NativeMap | None, ReadCounts] | None":
+        """Return where the relay finds the file's bytes and counts its reads.
+
+        None: reads are counted per file here, which only Python does.
+        """
+        if self.stats.counts_per_file:
+            return None
+        return self.image.native_map(self._inode(ino)), self.stats.native_reads()
 
     def getxattr(self, ino: int, name: bytes) -> bytes | None:
         """Return an extended attribute's value, None if there is no such name (a hit, spec §19)."""

@@ -18,14 +18,26 @@ import contextlib
 import errno
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nydusd.errors import ConfigError, ExistsError, NotFoundError, NydusError, UnsupportedError
+from nydusd.errors import (
+    ConfigError,
+    ExistsError,
+    FormatError,
+    NotFoundError,
+    NydusError,
+    UnsupportedError,
+)
+from nydusd.kernel.attributes import Attributes, Statfs
 from nydusd.kernel.errno_map import Refusal
-from nydusd.kernel.tree import NAME_MAX_BYTES, STATFS_BLOCK_BYTES, Attributes, Statfs, Tree
+from nydusd.kernel.tree import NAME_MAX_BYTES, STATFS_BLOCK_BYTES, Tree
 from nydusd.records import Buffer
+
+if TYPE_CHECKING:
+    from nydusd.native_relay import ReadCounts
+    from nydusd.storage.native_map import NativeMap
 
 INDEX_SHIFT: Final = 56
 INDEX_MAX: Final = 255
@@ -35,22 +47,21 @@ PSEUDO_MODE: Final = stat.S_IFDIR | 0o777
 
 
 class Entry(NamedTuple):
-    """One object as the kernel is to know it.
-
-    attributes: None if only the number is known: `.`, `..`, or an inode whose record is broken.
-    """
+    """One object as the kernel is to know it."""
 
     nodeid: int
     generation: int  # tells apart the images that had this index one after the other
-    attributes: Attributes | None
+    attributes: Attributes
 
 
 class DirectoryEntry(NamedTuple):
-    """One line of a listing. `cookie` is the position behind it."""
+    """One line of a listing."""
 
     name: bytes
-    cookie: int
-    entry: Entry
+    cookie: int  # the position behind it
+    nodeid: int
+    generation: int
+    attributes: Attributes | None  # None: only the number is known; `.`, `..`, a broken inode
 
 
 class Stale(NamedTuple):
@@ -58,6 +69,16 @@ class Stale(NamedTuple):
 
     inodes: tuple[int, ...]  # nodeids whose attributes changed
     entries: tuple[tuple[int, bytes], ...]  # (nodeid of the parent, name) to look up anew
+
+
+class VfsState(NamedTuple):
+    """What a successor must know so that the nodeids that the kernel has stay true. Plain values only."""
+
+    directories: Sequence[tuple[int, int, str]]  # (number, its parent's, name), parents first
+    next_directory: int
+    mounts: Sequence[tuple[str, int]]  # (mountpoint, index), in the order of attaching
+    next_index: int
+    indexes: Sequence[tuple[int, int, int]]  # (index, generation of its next image, files open)
 
 
 @dataclass(slots=True)
@@ -109,7 +130,11 @@ class Vfs:
     """The session's name space. Every request names its object by nodeid."""
 
     def __init__(self) -> None:
-        """An empty session: one pseudo root."""
+        """An empty session: one pseudo root.
+
+        on_detach: called with the index of an image that is being detached, before its owner may close it.
+        """
+        self.on_detach: Callable[[int], None] | None = None
         self._root = _PseudoDirectory(ROOT_NODEID, None, b"")
         self._pseudo = {ROOT_NODEID: self._root}
         self._next_pseudo_ino = ROOT_NODEID + 1
@@ -118,14 +143,17 @@ class Vfs:
         self._next_index = 1
         self._generations = [0] * (INDEX_MAX + 1)
         self._open_files = [0] * (INDEX_MAX + 1)
+        self._awaited: dict[
+            str, int
+        ] = {}  # indexes of a predecessor's mounts that are to be attached
 
     # --- the mount table -------------------------------------------------------------------------
 
     def attach(self, mountpoint: str, tree: Tree, *, index: int | None = None) -> int:
         """Mount `tree` at an absolute path of the session and return its index.
 
-        index: the place to take, for a mount that is to be restored; default: the next one whose turn
-        it is, so that one just freed comes last.
+        index: the place to take; default: what `restore` keeps for the mountpoint, else the next one
+        whose turn it is, so that one just freed comes last.
         Raises ConfigError for a path that is none, ExistsError if the place is taken or an image is
         mounted above or below it, UnsupportedError if no index is free.
         """
@@ -143,18 +171,20 @@ class Vfs:
             raise ExistsError(f"{mountpoint} is mounted already")
         if here is not None and any(here.mounts_below()):
             raise ExistsError(f"{mountpoint}: images are mounted below it")
+        path = "/" + b"/".join(names).decode("utf-8", "surrogateescape")
         if index is None:
-            index = self._free_index()
+            index = self._awaited.get(path) or self._free_index()
         elif not 1 <= index <= INDEX_MAX or not self._is_free(index):
             raise ExistsError(f"{mountpoint}: index {index} cannot be had")
         tree.root()  # an image without a readable root is refused before anything changes
         directory = self._make_directories(names)
         mount = _Mount(index, self._generations[index], tree)
+        self._awaited.pop(path, None)
         self._next_index = index % INDEX_MAX + 1
         self._generations[index] += 1
         directory.mount = mount
         self._mounts[index] = mount
-        self._by_mountpoint[directory.path()] = directory
+        self._by_mountpoint[path] = directory
         return index
 
     def detach(self, mountpoint: str) -> Tree:
@@ -170,6 +200,8 @@ class Vfs:
         directory.mount = None
         del self._mounts[mount.index]
         del self._by_mountpoint[directory.path()]
+        if self.on_detach is not None:
+            self.on_detach(mount.index)
         return mount.tree
 
     def stale(self, mountpoint: str) -> Stale:
@@ -202,6 +234,59 @@ class Vfs:
         mount = self._mounted(mountpoint).mount
         assert mount is not None
         return mount.index
+
+    def export(self) -> VfsState:
+        """Return what a successor needs besides the images themselves."""
+        directories = [
+            (one.ino, one.parent.ino, one.name.decode("utf-8", "surrogateescape"))
+            for one in self._pseudo.values()
+            if one.parent is not None
+        ]
+        generations = list(self._generations)
+        for index, mount in self._mounts.items():
+            generations[index] = mount.generation  # the successor attaches the same image again
+        mounts = [(path, self.index(path)) for path in self._by_mountpoint]
+        return VfsState(
+            directories,
+            self._next_pseudo_ino,
+            [*mounts, *self._awaited.items()],
+            self._next_index,
+            [
+                (index, generations[index], self._open_files[index])
+                for index in range(1, INDEX_MAX + 1)
+                if generations[index] or self._open_files[index]
+            ],
+        )
+
+    def restore(self, state: VfsState) -> None:
+        """Take over a predecessor's directories, and keep the index of each of its mounts for it.
+
+        For an empty session; `attach` all of `state.mounts` then. Raises FormatError for a state that
+        contradicts itself; the session is of no use then.
+        """
+        for ino, parent_ino, name in state.directories:
+            parent = self._pseudo.get(parent_ino)
+            if (
+                parent is None
+                or not ROOT_NODEID < ino < state.next_directory
+                or ino in self._pseudo
+            ):
+                raise FormatError("directory of the session", ino, f"cannot be in {parent_ino}")
+            raw = name.encode("utf-8", "surrogateescape")
+            parent.children[raw] = self._pseudo[ino] = _PseudoDirectory(ino, parent, raw)
+        for index, generation, open_files in state.indexes:
+            if not 1 <= index <= INDEX_MAX or generation < 0 or open_files < 0:
+                raise FormatError("mount index", index, f"must be 1 to {INDEX_MAX}, with counts")
+            self._generations[index] = generation
+            self._open_files[index] = open_files
+        for path, index in state.mounts:
+            if not 1 <= index <= INDEX_MAX or index in self._awaited.values():
+                raise FormatError(f"index of {path}", index, f"must be 1 to {INDEX_MAX}, its own")
+            self._awaited[path] = index
+        if not 1 <= state.next_index <= INDEX_MAX:
+            raise FormatError("next index", state.next_index, f"must be 1 to {INDEX_MAX}")
+        self._next_pseudo_ino = state.next_directory
+        self._next_index = state.next_index
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -237,12 +322,11 @@ class Vfs:
         if isinstance(place, _PseudoDirectory):
             children = list(place.children.values())
             for position, child in enumerate(children[after:], after + 1):
-                yield DirectoryEntry(child.name, position, child.entry())
+                yield DirectoryEntry(child.name, position, *child.entry())
             return
         mount, directory = place
         for (name, ino, cookie), attributes in mount.tree.readdir(directory, after):
-            entry = Entry(mount.nodeid(ino), mount.generation, attributes)
-            yield DirectoryEntry(name, cookie, entry)
+            yield DirectoryEntry(name, cookie, mount.nodeid(ino), mount.generation, attributes)
 
     async def read(self, nodeid: int, offset: int, size: int) -> Buffer:
         """Return file bytes [offset, offset + size), fewer only at the end of the file.
@@ -251,6 +335,19 @@ class Vfs:
         """
         mount, ino = self._in_image(nodeid)
         return await mount.tree.read(ino, offset, size)
+
+    def read_now(self, nodeid: int, offset: int, size: int) -> Buffer | None:
+        """Return file bytes as `read`, None if that means waiting."""
+        mount, ino = self._in_image(nodeid)
+        return mount.tree.read_now(ino, offset, size)
+
+    def native_map(self, nodeid: int) -> "tuple[NativeMap | None, ReadCounts] | None":
+        """Return where the relay finds a file's bytes, None as the map if nowhere, and where it counts.
+
+        None: the image is gone, or Python must see every read of it.
+        """
+        mount = self._mounts.get(nodeid >> INDEX_SHIFT)
+        return None if mount is None else mount.tree.native_map(nodeid & INO_MASK)
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes | None:
         """Return an extended attribute's value, None if there is none of that name."""
@@ -346,7 +443,11 @@ class Vfs:
         return here
 
     def _is_free(self, index: int) -> bool:
-        return index not in self._mounts and not self._open_files[index]
+        return (
+            index not in self._mounts
+            and not self._open_files[index]
+            and index not in self._awaited.values()
+        )
 
     def _free_index(self) -> int:
         for step in range(INDEX_MAX):

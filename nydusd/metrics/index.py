@@ -88,8 +88,11 @@ class MetricsIndex:
             self._cache.remove(mount.config_id, mount.cache)
 
     def fs(self, mountpoint: str | None) -> FsStats | None:
-        """Return the counters of one file system."""
-        return self._fs.select(mountpoint)
+        """Return the counters of one file system, up to now."""
+        stats = self._fs.select(mountpoint)
+        if stats is not None:
+            stats.settle()
+        return stats
 
     def backend(self, mountpoint: str | None) -> BackendStats | None:
         """Return the counters of one backend, by any of the mounts that use it."""

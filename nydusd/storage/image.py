@@ -8,6 +8,7 @@ The only place that turns (inode, offset, size) into bytes.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from nydusd.blob.model import BlobInfo
 from nydusd.errors import FormatError
@@ -15,6 +16,9 @@ from nydusd.rafs.model import Bootstrap, Extent, Inode
 from nydusd.records import Buffer
 from nydusd.storage.lazy_blob import LazyBlob
 from nydusd.storage.stats import BackendStats, CacheStats
+
+if TYPE_CHECKING:
+    from nydusd.storage.native_map import NativeMap
 
 
 class Image:
@@ -65,6 +69,14 @@ class Image:
                 f"but {expected} are due at {offset}",
             )
         return data
+
+    def read_now(self, inode: Inode, offset: int, size: int) -> Buffer | None:
+        """Return what `read` would if all of it is in the page cache, else None. Raises as `read`."""
+        return None
+
+    def native_map(self, inode: Inode) -> "NativeMap | None":
+        """Return where the bytes of a file lie in cache files, for the relay; None if it may not read them."""
+        return None
 
     def infos(self) -> tuple[BlobInfo, ...]:
         """Return the blob table."""

@@ -17,6 +17,7 @@ import trio
 from nydusd.blob.model import BlobInfo, ChunkTable, DigestSource
 from nydusd.errors import FormatError, NotFoundError, NydusError
 from nydusd.rafs.model import DirEntry, Extent, Inode, Superblock, SuperblockFlag
+from nydusd.storage.native_map import NativeMap
 
 MTIME_S = 1_600_000_000
 MTIME_NS = 123_456_789
@@ -91,6 +92,8 @@ class FakeImage:
         self.reads: list[tuple[int, int, int]] = []
         self.gate = trio.Event()
         self.gate.set()
+        self.is_cached = False  # True: reads need not wait
+        self.native_maps: dict[int, NativeMap] = {}  # by inode number
         self._next_ino = root_ino
         root = self._add_inode(stat.S_IFDIR | 0o700)
         self.bootstrap.names[root] = {b".": root, b"..": root}
@@ -101,6 +104,17 @@ class FakeImage:
         if self.failures:
             raise self.failures.popleft()
         return self.contents[inode.ino][offset : offset + size]
+
+    def read_now(self, inode: Inode, offset: int, size: int) -> bytes | None:
+        if not self.is_cached:
+            return None
+        self.reads.append((inode.ino, offset, size))
+        if self.failures:
+            raise self.failures.popleft()
+        return self.contents[inode.ino][offset : offset + size]
+
+    def native_map(self, inode: Inode) -> NativeMap | None:
+        return self.native_maps.get(inode.ino)
 
     def ino(self, path: str | bytes) -> int:
         """Return the inode number of a path."""

@@ -1,9 +1,9 @@
-"""Serves in-memory images in a process of its own: pyfuse3 is one per process, and can be killed there.
+"""Serves in-memory images in a process of its own, which can be killed.
 
     python -m tests.support.mount_runner MOUNTPOINT IMAGE=SESSION_PATH…
 
-IMAGE is a name in IMAGES or a bootstrap file. INHERITED_FUSE_FD and INHERITED_INIT in the environment make it
-the successor of another one.
+IMAGE is a name in IMAGES or a bootstrap file. INHERITED in the environment makes it the successor of another
+one: what `hand_over` told, and the numbers of the descriptors.
 
 Prints one JSON line per event on stdout, takes one JSON list per line on stdin: [command, argument…].
 """
@@ -11,8 +11,7 @@ Prints one JSON line per event on stdout, takes one JSON list per line on stdin:
 import json
 import logging
 import os
-import select
-import signal
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -23,11 +22,10 @@ import trio
 
 from nydusd.config.model import RafsConfig
 from nydusd.errors import AuthError, BackendError, UnsupportedError
-from nydusd.kernel.mount import identify
 from nydusd.kernel.namespace import Namespace
-from nydusd.kernel.session import Session
+from nydusd.kernel.session import Session, SessionState
 from nydusd.kernel.tree import FileReader, Tree
-from nydusd.kernel.vfs import Vfs
+from nydusd.kernel.vfs import Vfs, VfsState
 from nydusd.rafs.bootstrap import open_bootstrap
 from nydusd.rafs.model import Inode, SuperblockFlag
 from tests.support.fake_bootstrap import FakeImage
@@ -83,6 +81,12 @@ class NamesOnly:
     async def read(self, inode: Inode, offset: int, size: int) -> bytes:
         raise UnsupportedError(f"inode {inode.ino}: no blobs here")
 
+    def read_now(self, inode: Inode, offset: int, size: int) -> None:
+        return None
+
+    def native_map(self, inode: Inode) -> None:
+        return None
+
 
 IMAGES: dict[str, Callable[[], FakeImage]] = {"rich": rich, "plain": plain}
 
@@ -90,17 +94,19 @@ IMAGES: dict[str, Callable[[], FakeImage]] = {"rich": rich, "plain": plain}
 class Runner:
     """Commands of the test, as methods; what one returns is printed."""
 
-    def __init__(self, mountpoint: Path, inherited: tuple[int, bytes] | None) -> None:
+    def __init__(self, mountpoint: Path, inherited: dict[str, Any] | None, clones: bool) -> None:
         self.vfs = Vfs()
         self.images: dict[str, FakeImage] = {}
         self.namespace = Namespace(self.vfs)
         if inherited is None:
-            self.session = Session.mount(mountpoint)
+            self.session = Session.mount(mountpoint, clones=clones)
         else:
-            fuse_fd, init_request = inherited
-            self.session = Session(
-                mountpoint, fuse_fd, identify(mountpoint), init_request=init_request
+            session = inherited["session"]
+            state = SessionState(
+                **{**session, "init_request": bytes.fromhex(session["init_request"])}
             )
+            self.session = Session.resume(state, inherited["fds"])
+            self.vfs.restore(VfsState(*inherited["vfs"]))
 
     def attach_silently(self, kind: str, path: str) -> int:
         image: FileReader
@@ -109,7 +115,8 @@ class Runner:
         else:
             image = NamesOnly(Path(kind))
         config = RafsConfig(iostats_files=True, access_pattern=True, latest_read_files=True)
-        return self.vfs.attach(path, Tree(image, config, path, mounted_at_s=MOUNTED_AT_S))
+        tree = Tree(image, config, path, mounted_at_s=MOUNTED_AT_S)
+        return self.vfs.attach(path, tree)
 
     async def attach(self, kind: str, path: str) -> int:
         index = self.attach_silently(kind, path)
@@ -142,39 +149,21 @@ class Runner:
         }
         self.images[path].failures.extend([errors[kind]] * times)
 
-    async def init_request(self) -> str:
-        assert self.session.init_request is not None
-        return self.session.init_request.hex()
+    async def hand_over(self, supervisor: str) -> None:
+        """Send descriptors, and all else that a successor needs, to whoever listens there."""
+        state = self.session.state()._asdict()
+        state["init_request"] = state["init_request"].hex()
+        told = {"session": state, "vfs": self.vfs.export()}
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
+            channel.connect(supervisor)
+            socket.send_fds(channel, [json.dumps(told).encode()], self.session.fds())
 
     async def in_flight(self) -> list[list[int]]:
-        return [[r.inode, r.opcode] for r in self.namespace.in_flight()]
+        return [[r.inode, r.opcode] for r in self.session.in_flight()]
 
     async def stats(self, path: str) -> dict[str, Any]:
         stats = self.vfs.mountpoints()[path].stats
         return {"fop_hits": stats.fop_hits, "data_read": stats.data_read}
-
-    async def kill_between_poll_and_read(self, pid: int) -> None:
-        """Arm: as soon as a request has made the descriptor readable, kill the process that sent it."""
-        trio.lowlevel.add_instrument(_Assassin(self.session, pid))
-
-
-class _Assassin(trio.abc.Instrument):
-    def __init__(self, session: Session, pid: int) -> None:
-        self._session = session
-        self._pid = pid
-
-    def after_io_wait(self, timeout: float) -> None:
-        poller = select.poll()
-        poller.register(self._session.fuse_fd, select.POLLIN)
-        if not poller.poll(0):
-            return
-        os.kill(self._pid, signal.SIGKILL)
-        while poller.poll(
-            0
-        ):  # until the kernel has taken the request back; the test has a time limit
-            os.sched_yield()
-        trio.lowlevel.remove_instrument(self)
-        say("withdrawn")
 
 
 def say(event: str, value: Any = None) -> None:
@@ -199,10 +188,8 @@ async def obey(runner: Runner) -> None:
 
 
 async def main(mountpoint: Path, mounts: list[str]) -> None:
-    inherited = None
-    if fd := os.environ.get("INHERITED_FUSE_FD"):
-        inherited = int(fd), bytes.fromhex(os.environ["INHERITED_INIT"])
-    runner = Runner(mountpoint, inherited)
+    inherited = json.loads(os.environ.get("INHERITED", "null"))
+    runner = Runner(mountpoint, inherited, clones=os.environ.get("CLONES") != "no")
     try:
         for mount in mounts:
             kind, _, path = mount.partition("=")
@@ -220,6 +207,7 @@ async def main(mountpoint: Path, mounts: list[str]) -> None:
             say("ready", runner.session.connection_id)
     finally:
         say("unmounted", runner.session.unmount())
+        runner.namespace.close()
         runner.session.close()
 
 

@@ -8,11 +8,13 @@ import contextlib
 import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 
 PATIENCE_S = 20.0  # a bound for conditions that normally hold at once
 _MNT_DETACH = 2
-_SYS_PIDFD_GETFD = 438  # the same on all architectures
+_SEQPACKET = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def why_no_mounts() -> str | None:
@@ -29,7 +31,7 @@ def why_no_mounts() -> str | None:
 
     with tempfile.TemporaryDirectory(prefix="nydusd-can-mount-") as place:
         try:
-            os.close(mount.mount_fuse(Path(place), writable=False))
+            os.close(mount.mount_fuse(Path(place)))
         except mount.MountError as exc:
             return str(exc)
         mount.detach(Path(place))
@@ -77,18 +79,33 @@ def wait_until(condition: Any, what: str) -> None:
         time.sleep(0.005)
 
 
+@dataclass(frozen=True)
+class Inheritance:
+    """A session between two servers: what the first told, and its descriptors, which are ours now."""
+
+    told: dict[str, Any]
+    fds: tuple[int, ...]
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
 class ServedMount:
     """A mount_runner process and the mount it serves."""
 
-    def __init__(self, path: Path, *mounts: str, inherited: tuple[int, str] | None = None) -> None:
-        """`inherited`: /dev/fuse descriptor and INIT request of a predecessor on the same path."""
+    def __init__(
+        self,
+        path: Path,
+        *mounts: str,
+        inherited: "Inheritance | None" = None,
+        clones: bool = True,
+    ) -> None:
+        """`inherited`: of a predecessor on the same path. clones: several descriptors for one session."""
         self.path = path
-        environment = dict(os.environ)
+        environment = dict(os.environ, CLONES="yes" if clones else "no")
         if inherited is not None:
-            environment |= {
-                "INHERITED_FUSE_FD": str(inherited[0]),
-                "INHERITED_INIT": inherited[1],
-            }
+            environment["INHERITED"] = json.dumps({**inherited.told, "fds": inherited.fds})
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.mount_runner", str(path), *mounts],
@@ -96,7 +113,7 @@ class ServedMount:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
-            pass_fds=() if inherited is None else (inherited[0],),
+            pass_fds=() if inherited is None else inherited.fds,
         )
         self.connection_id = self.expect("ready")
 
@@ -119,17 +136,18 @@ class ServedMount:
         self.send(command, *arguments)
         return self.expect("done")
 
-    def take_fuse_fd(self) -> int:
-        """Return a duplicate of the process's /dev/fuse descriptor, as a supervisor would have."""
-        folder = Path(f"/proc/{self.process.pid}/fd")
-        theirs = next(int(fd.name) for fd in folder.iterdir() if os.readlink(fd) == "/dev/fuse")
-        pidfd = os.pidfd_open(self.process.pid)
-        try:
-            ours = ctypes.CDLL(None).syscall(_SYS_PIDFD_GETFD, pidfd, theirs, 0)
-        finally:
-            os.close(pidfd)
-        assert ours >= 0
-        return int(ours)
+    def hand_over(self) -> "Inheritance":
+        """Have the process send its session, as to a supervisor."""
+        with tempfile.TemporaryDirectory() as place, socket.socket(*_SEQPACKET) as listener:
+            listener.bind(f"{place}/supervisor")
+            listener.listen()
+            listener.settimeout(PATIENCE_S)
+            self.send("hand_over", f"{place}/supervisor")
+            channel, _ = listener.accept()
+            with channel:
+                message, fds, _, _ = socket.recv_fds(channel, 1 << 20, 64)
+            self.expect("done")
+        return Inheritance(json.loads(message), tuple(fds))
 
     def log(self) -> str:
         """Return what the runner has logged so far."""
@@ -153,10 +171,10 @@ class ServedMount:
 
 
 @contextlib.contextmanager
-def served(*mounts: str) -> Iterator[ServedMount]:
+def served(*mounts: str, clones: bool = True) -> Iterator[ServedMount]:
     """Serve images of mount_runner, e.g. served("rich=/"), on a temporary mountpoint."""
     with temporary_mountpoint() as path:
-        mount = ServedMount(path, *mounts)
+        mount = ServedMount(path, *mounts, clones=clones)
         try:
             yield mount
         finally:
