@@ -67,6 +67,7 @@ class LazyBlob:
         self.info = info
         self._stats = stats
         self._memory = resources.memory
+        self._workers = resources.workers
         self._records = ChunkRecords(
             info, bootstrap, resources.backend, resources.workers, directory
         )
@@ -108,18 +109,9 @@ class LazyBlob:
 
         One copy where everything is ready and contiguous: pread into the result.
         """
-        nursery = self._fetcher.nursery
         self._stats.total += 1
         with self._cached.in_use():
-            table = self._records.loaded or await self._records.table(nursery)
-            try:
-                self._check_claims(table, extents)
-            except FormatError:
-                fresher = await self._records.refreshed(nursery)
-                if fresher is None:
-                    raise
-                self._check_claims(fresher, extents)
-                table = fresher
+            table = await self._agreeing_table(extents)
             return await self._answer(table, _of_extents(extents))
 
     def read_now(self, extents: Sequence[Extent]) -> Buffer | None:
@@ -165,14 +157,27 @@ class LazyBlob:
         try:
             with self._cached.in_use():
                 table = await self._records.plain_table(self._fetcher.nursery)
-                wanted = self._of_range(table, offset, length)
-                if not self._cached.missing(wanted.chunks):
-                    self._fetcher.continue_streams(table, wanted.chunks)
-                    return {}
-                plain = await self._fetcher.ensure(wanted.chunks, Priority.DEMAND)
+                return await self._fill(table, self._of_range(table, offset, length).chunks)
         except BaseException:
             self._stats.total += 1  # no answer follows
             raise
+
+    async def fill_extents(self, extents: Sequence[Extent]) -> dict[int, Buffer]:
+        """Have the chunks of `extents` fetched, all of this blob; else as `fill`."""
+        try:
+            with self._cached.in_use():
+                table = await self._agreeing_table(extents)
+                return await self._fill(table, [extent.chunk_index for extent in extents])
+        except BaseException:
+            self._stats.total += 1
+            raise
+
+    async def _fill(self, table: ChunkTable, chunks: Sequence[int]) -> dict[int, Buffer]:
+        self._cached.look_after_file()
+        if not self._cached.missing(chunks):
+            self._fetcher.continue_streams(table, chunks)
+            return {}
+        plain = await self._fetcher.ensure(chunks, Priority.DEMAND)
         self._fills += not plain
         return plain
 
@@ -202,6 +207,20 @@ class LazyBlob:
     def _count_hit(self, table: ChunkTable, chunks: Sequence[int]) -> None:
         self._stats.partial_hits += 1
         self._fetcher.continue_streams(table, chunks)
+
+    async def _agreeing_table(self, extents: Sequence[Extent]) -> ChunkTable:
+        """Return the blob's records, which say of the extents' chunks what the extents say."""
+        nursery = self._fetcher.nursery
+        table = self._records.loaded or await self._records.table(nursery)
+        try:
+            self._check_claims(table, extents)
+        except FormatError:
+            fresher = await self._records.refreshed(nursery)
+            if fresher is None:
+                raise
+            self._check_claims(fresher, extents)
+            table = fresher
+        return table
 
     def _check_claims(self, table: ChunkTable, extents: Sequence[Extent]) -> None:
         """Refuse extents whose idea of a chunk differs from the blob's own record of it."""
@@ -244,6 +263,14 @@ class LazyBlob:
     async def chunk_table(self) -> ChunkTable:
         """Return the blob's chunk records, loading them if need be."""
         return await self._records.table(self._fetcher.nursery)
+
+    async def agrees(self, claims: Iterable[tuple[int, int, int]]) -> bool:
+        """Tell whether the records say the same of chunks: (chunk index, plain offset, size) each.
+
+        Looks at all of them at once, in a worker thread; `claims` is used up there.
+        """
+        table = await self._records.table(self._fetcher.nursery)
+        return await self._workers.run(_agree, table, claims)
 
     async def plain_blocks(self) -> Buffer | None:
         """Return the first 4096-byte block of each chunk, u32 ascending; None if they are not laid out so."""
@@ -290,6 +317,13 @@ class LazyBlob:
         The file is locked until the blob is closed; see cache/files.py for what that means.
         """
         return self._cached.protected_path()
+
+
+def _agree(table: ChunkTable, claims: Iterable[tuple[int, int, int]]) -> bool:
+    try:
+        return all(table.claim(index) == (offset, size) for index, offset, size in claims)
+    except FormatError:
+        return False
 
 
 def _of_extents(extents: Sequence[Extent]) -> _Wanted:

@@ -59,7 +59,7 @@ class ListTable:
         return [
             chunk.chunk_index
             for chunk in sorted(self.chunks, key=lambda c: c.uncompressed_offset)
-            if chunk.uncompressed_offset < end and chunk.uncompressed_end > start
+            if start < end and chunk.uncompressed_offset < end and chunk.uncompressed_end > start
         ]
 
     def layout(self) -> PlainLayout | None:

@@ -26,12 +26,15 @@ import fcntl
 import logging
 import os
 import struct
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from nydusd.errors import ProtectionError
+from nydusd.records import Buffer
 from nydusd.storage.cache.chunk_map import ChunkMap
 
 log = logging.getLogger(__name__)
@@ -84,6 +87,10 @@ class CacheFile:
         """Tell whether the data file has its full size and holds anything at all."""
         status = os.fstat(self.fd)
         return status.st_size == self.size_bytes and (status.st_blocks > 0 or not self.size_bytes)
+
+    def is_cut(self) -> bool:
+        """Tell whether the data file is shorter than it was made."""
+        return os.fstat(self.fd).st_size < self.size_bytes
 
     def protect(self) -> None:
         """Keep everybody who follows the rule above from changing the file, until it is closed.
@@ -199,9 +206,12 @@ def _lock_bytes(fd: int, kind: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
 
 
-def replace_file(path: Path, parts: list[bytes]) -> None:
-    """Write a side file whole or not at all: temporary name, fsync, rename. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def replace_file(path: Path, parts: Sequence[Buffer]) -> None:
+    """Write a side file whole or not at all: temporary name, fsync, rename. Raises OSError.
+
+    Threads and processes may do so at the same time; the last one's file stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.writelines(parts)

@@ -1,12 +1,21 @@
+import errno
+import fcntl
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
-from nydusd.storage.cache.files import open_cache_file, replace_file
+from nydusd.errors import ProtectionError
+from nydusd.storage.cache import files
+from nydusd.storage.cache.files import CacheFile, open_cache_file, replace_file
 from nydusd.storage.cache.memory import MemoryChunks
 
 ID = "cd" * 32
+
+
+def flock(kind: int) -> bytes:
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
 def opened(directory: Path, size: int = 40_000, count: int = 10):
@@ -65,6 +74,98 @@ def test_a_longer_data_file_is_replaced_not_truncated(tmp_path, caplog):
     assert os.fstat(file.fd).st_size == 40_000
     assert "not of this blob" in caplog.text
     file.close()
+
+
+def whole(directory: Path, size: int = 40_000) -> CacheFile:
+    file = opened(directory, size)
+    os.pwrite(file.fd, b"x" * size, 0)
+    file.map.mark(range(10))
+    return file
+
+
+def test_a_file_that_is_not_whole_cannot_be_protected(tmp_path):
+    file = opened(tmp_path)
+    with pytest.raises(ProtectionError, match="not whole"):
+        file.protect()
+    os.pwrite(file.fd, b"x" * 40_000, 0)
+    file.protect()
+    file.protect()
+    file.close()
+    file = opened(tmp_path)
+    os.truncate(tmp_path / f"{ID}.blob.data", 20_000)
+    with pytest.raises(ProtectionError, match="not whole"):
+        file.protect()
+    fcntl.fcntl(file.fd, fcntl.F_OFD_SETLK, flock(fcntl.F_WRLCK))  # and no lock is left behind
+    file.close()
+
+
+def test_a_protected_file_is_opened_and_written_by_others_as_ever(tmp_path):
+    one = whole(tmp_path)
+    one.protect()
+    two = opened(tmp_path)
+    assert os.fstat(one.fd).st_ino == os.fstat(two.fd).st_ino
+    assert two.map.is_complete()
+    two.protect()
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("expected", [40_001, 39_999])
+def test_who_wants_another_size_leaves_a_protected_file_alone(tmp_path, caplog, expected):
+    one = whole(tmp_path)
+    one.protect()
+    two = opened(tmp_path, expected)
+    assert os.fstat(one.fd).st_size == 40_000
+    assert os.fstat(two.fd).st_ino != os.fstat(one.fd).st_ino
+    assert os.fstat(two.fd).st_size == expected
+    assert two.map.count_ready() == 0
+    one.map.mark([5])  # goes to the old data file's map
+    assert two.map.count_ready() == 0
+    assert "not of this blob" in caplog.text
+    one.close()
+    two.close()
+
+
+def test_a_short_file_that_nobody_protects_is_made_longer_in_place(tmp_path):
+    (tmp_path / f"{ID}.blob.data").write_bytes(bytes(100))
+    inode = (tmp_path / f"{ID}.blob.data").stat().st_ino
+    file = opened(tmp_path)
+    status = os.fstat(file.fd)
+    assert (status.st_ino, status.st_size) == (inode, 40_000)
+    os.pwrite(file.fd, b"x" * 40_000, 0)
+    file.protect()  # the lock of the extension is gone
+    file.close()
+
+
+def test_openers_who_find_the_file_right_do_not_keep_each_other_out(tmp_path, monkeypatch):
+    whole(tmp_path).close()
+    held = os.open(tmp_path / f"{ID}.blob.data", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)  # another one, in the middle of it
+    monkeypatch.setattr(files, "OPEN_LOCK_TRIES", 1)
+    file = opened(tmp_path)
+    assert file.map.is_complete()
+    file.close()
+    os.close(held)
+
+
+def test_bits_of_a_file_that_is_gone_do_not_stay_where_no_new_map_can_be_made(
+    tmp_path, monkeypatch, caplog
+):
+    whole(tmp_path).close()
+    (tmp_path / f"{ID}.blob.data").unlink()
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        file = opened(tmp_path)
+    os.pwrite(file.fd, b"x", 0)  # the data file is whole and not empty from now on
+    assert file.map.count_ready() == 0
+    file.close()
+    again = opened(tmp_path)
+    assert again.map.count_ready() == 0
+    again.close()
 
 
 def test_two_openers_share_bits(tmp_path):
