@@ -68,6 +68,8 @@ ffibuilder.cdef(
 
     int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes,
                         uint64_t count, uint32_t *blocks, nd_chunk_layout *layout);
+    int64_t nd_chunk_claims(const uint8_t *records, size_t length, uint32_t record_bytes,
+                            uint64_t count, const uint32_t *claims);
 
     typedef struct {
         uint64_t meta_offset;

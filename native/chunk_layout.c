@@ -6,6 +6,7 @@
 /* A chunk in the plain address space: whole blocks, the last one maybe in part. */
 struct run {
     uint32_t block;
+    uint64_t size;   /* bytes */
     uint64_t blocks; /* 1 to 4096 */
 };
 
@@ -20,16 +21,20 @@ static struct run run_of(const uint8_t *record, uint32_t record_bytes)
         block = (uint32_t)word;
         size = (word >> 32 & 0xffffff) + 1;
     }
-    return (struct run){block, (size + ND_BLOCK_BYTES - 1) / ND_BLOCK_BYTES};
+    return (struct run){block, size, (size + ND_BLOCK_BYTES - 1) / ND_BLOCK_BYTES};
+}
+
+static bool holds(size_t length, uint32_t record_bytes, uint64_t count)
+{
+    return (record_bytes == ND_V1_RECORD_BYTES || record_bytes == ND_V2_RECORD_BYTES) &&
+           count <= length / record_bytes;
 }
 
 int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
                     uint32_t *blocks, nd_chunk_layout *layout)
 {
     *layout = (nd_chunk_layout){0};
-    if (record_bytes != ND_V1_RECORD_BYTES && record_bytes != ND_V2_RECORD_BYTES)
-        return -1;
-    if (count > length / record_bytes)
+    if (!holds(length, record_bytes, count))
         return -1;
     for (uint64_t i = 0; i < count; i++) {
         struct run run = run_of(records + i * record_bytes, record_bytes);
@@ -41,4 +46,18 @@ int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes
         blocks[i] = run.block;
     }
     return 0;
+}
+
+int64_t nd_chunk_claims(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
+                        const uint32_t *claims)
+{
+    if (!holds(length, record_bytes, count))
+        return -1;
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t block = claims[2 * i], size = claims[2 * i + 1];
+        struct run run = run_of(records + i * record_bytes, record_bytes);
+        if (size != 0 && (block != run.block || size != run.size))
+            return (int64_t)i;
+    }
+    return (int64_t)count;
 }

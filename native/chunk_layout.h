@@ -22,4 +22,11 @@ typedef struct {
 int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
                     uint32_t *blocks, nd_chunk_layout *layout);
 
+/* Compare `count` records with what files say of the chunks: pairs of first block and size in bytes,
+ * size 0: nothing is said. Returns the first chunk of which something else is said, `count` if there is
+ * none, -1 as above.
+ */
+int64_t nd_chunk_claims(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
+                        const uint32_t *claims);
+
 #endif

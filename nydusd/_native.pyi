@@ -110,6 +110,9 @@ class _Lib:
         target: CData,
         capacity: int,
     ) -> int: ...
+    def nd_chunk_claims(
+        self, records: CData, length: int, record_bytes: int, count: int, claims: CData
+    ) -> int: ...
     def nd_erofs_check(
         self,
         bootstrap: CData,

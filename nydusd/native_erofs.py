@@ -72,9 +72,9 @@ def check_erofs(
         raise MemoryError
     if fault:
         raise FormatError("inode", nid, _RULES[fault])
-    pairs = memoryview(claims).cast("I").toreadonly()
     by_blob, start = [], 0
     for blob in blobs:
-        by_blob.append(pairs[2 * start : 2 * (start + blob.chunks)])
-        start += blob.chunks
+        end = start + _CLAIM.size * blob.chunks
+        by_blob.append(memoryview(claims)[start:end].toreadonly())
+        start = end
     return ErofsWalk(inodes, with_xattrs, tuple(by_blob))

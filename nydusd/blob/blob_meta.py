@@ -253,6 +253,13 @@ class CiTable:
             self._layout = PlainLayout(found.blocks, is_dense=whole)
         return self._layout if len(self._layout.blocks) == self._count else None
 
+    def contradicted(self, claims: Buffer) -> int | None:
+        """Return the first chunk whose record is not what files claim of it, None if there is none.
+
+        claims: as native.contradicted_chunk takes them, for all chunks. One native pass, no hot path.
+        """
+        return native.contradicted_chunk(self._ci, self.record_bytes, claims)
+
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:
             raise FormatError("chunk index", index, f"must be below {self._count}", self._source)

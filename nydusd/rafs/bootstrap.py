@@ -68,7 +68,7 @@ def open_bootstrap(path: Path, *, extracted_from: str | None = None) -> Bootstra
     extracted_from: id of the blob that the file was pulled out of. Without it, the file's name up to
     the first dot is the id of the blob that says it contains its own bootstrap.
     """
-    data = _map(path)
+    data = map_file(path)
     try:
         return open_mapped(data, str(path), extracted_from)
     except BaseException:
@@ -105,7 +105,8 @@ def _open(path: Path) -> int:
     return fd
 
 
-def _map(path: Path) -> mmap:
+def map_file(path: Path) -> mmap:
+    """Map a file that may be a bootstrap. Raises NotFoundError, FormatError."""
     fd = _open(path)
     try:
         size = os.fstat(fd).st_size
