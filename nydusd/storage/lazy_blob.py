@@ -173,6 +173,7 @@ class LazyBlob:
             raise
 
     async def _fill(self, table: ChunkTable, chunks: Sequence[int]) -> dict[int, Buffer]:
+        self._cached.look_after_file()
         if not self._cached.missing(chunks):
             self._fetcher.continue_streams(table, chunks)
             return {}
