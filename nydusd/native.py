@@ -36,6 +36,7 @@ WritableBuffer = bytearray | memoryview | mmap
 _CHUNK: Final = struct.Struct("=QQIIII32s")  # nd_chunk of native/decode.h
 _RESULT: Final = struct.Struct("=ii")  # nd_result
 _LAYOUT: Final = struct.Struct("=QQQ")  # nd_chunk_layout of native/chunk_layout.h
+_CLAIM_BYTES: Final = 8
 _V5_WALK: Final = struct.Struct("=II")  # nd_v5_walk
 _COMPRESSED, _HAS_DIGEST, _HAS_CRC = 1, 2, 4  # enum nd_chunk_flag
 
@@ -379,6 +380,22 @@ def chunk_layout(records: Buffer, record_bytes: int, count: int) -> ChunkLayout:
             raise FormatError("chunk records", f"{len(source)} bytes", rule)
     ordered, holes, end_block = _LAYOUT.unpack(layout)
     return ChunkLayout(memoryview(blocks).cast("I").toreadonly()[:ordered], holes, end_block)
+
+
+def contradicted_chunk(records: Buffer, record_bytes: int, claims: Buffer) -> int | None:
+    """Return the first chunk whose record differs from what files claim of it, None if there is none.
+
+    claims: per chunk its first block and its size in bytes, u32 each; size 0: nothing is claimed.
+    Raises FormatError if there are fewer records than claims.
+    """
+    with _bytes(records) as source:
+        count = len(claims) // _CLAIM_BYTES
+        found = lib.nd_chunk_claims(
+            source, len(source), record_bytes, count, ffi.from_buffer("uint32_t[]", claims)
+        )
+    if found < 0:
+        raise FormatError("chunk records", f"{len(records)} bytes", f"must be {count} or more")
+    return found if found < count else None
 
 
 def _check_chunk_count(chunk_count: int) -> None:
