@@ -1,8 +1,8 @@
 """What `nydusd fuse` was asked to do, checked and frozen. Written by `cli`, read by `daemon`."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from nydusd.config.model import Config
 
@@ -15,8 +15,7 @@ class FailoverPolicy(StrEnum):
     FLUSH = "flush"
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonOptions:
+class DaemonOptions(NamedTuple):
     """One daemon (spec cli-config A2, A3).
 
     Without a bootstrap nothing is mounted inside the session yet, and API mounts are waited for.

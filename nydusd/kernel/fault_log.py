@@ -8,7 +8,6 @@ Raises   nothing.
 import logging
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -16,10 +15,12 @@ log = logging.getLogger(__name__)
 QUIET_S: Final = 10.0  # one line per kind of fault in this time
 
 
-@dataclass(slots=True)
 class _Kind:
-    last_s: float
-    silenced: int = 0
+    __slots__ = ("last_s", "silenced")
+
+    def __init__(self, last_s: float) -> None:
+        self.last_s = last_s
+        self.silenced = 0
 
 
 class FaultLog:

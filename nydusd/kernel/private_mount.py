@@ -11,7 +11,6 @@ them not (before 5.2) or a sandbox refuses them, it stands on a fresh directory 
 import errno
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from nydusd.kernel import mount
@@ -64,6 +63,8 @@ def mount_privately() -> PrivateMount:
 
 
 def _mount_on_a_fresh_directory() -> PrivateMount:
+    import tempfile  # not at every start
+
     directory = Path(tempfile.mkdtemp(prefix="nydusd-"))
     try:
         return PrivateMount(mount.mount_fuse(directory), mount_fd=None, directory=directory)

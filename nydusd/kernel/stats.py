@@ -4,7 +4,7 @@ import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nydusd.storage.stats import BUCKETS, size_bucket
 
@@ -62,12 +62,14 @@ class AccessPattern:
     first_access_time_ns: int = 0
 
 
-@dataclass(slots=True)
 class _NativeReads:
     """The relay's counters, which only go up, and how far they have been taken."""
 
-    counts: "ReadCounts"
-    taken: tuple[int, ...] = (0,) * (3 + 2 * BUCKETS)
+    __slots__ = ("counts", "taken")
+
+    def __init__(self, counts: "ReadCounts") -> None:
+        self.counts = counts
+        self.taken: tuple[int, ...] = (0,) * (3 + 2 * BUCKETS)
 
     def take(self) -> tuple[int, int, int, tuple[int, ...], tuple[int, ...]]:
         """Return the increase since the last call."""
@@ -164,8 +166,7 @@ class FsStats:
         pattern.nr_read += 1
 
 
-@dataclass(frozen=True, slots=True)
-class InFlightRequest:
+class InFlightRequest(NamedTuple):
     """One FUSE request that has not been answered yet (spec api §4.5)."""
 
     inode: int  # as the kernel knows it: fs_index << 56 | ino

@@ -19,7 +19,6 @@ import errno
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nydusd.errors import (
@@ -81,11 +80,13 @@ class VfsState(NamedTuple):
     indexes: Sequence[tuple[int, int, int]]  # (index, generation of its next image, files open)
 
 
-@dataclass(slots=True)
 class _Mount:
-    index: int
-    generation: int
-    tree: Tree
+    __slots__ = ("generation", "index", "tree")
+
+    def __init__(self, index: int, generation: int, tree: Tree) -> None:
+        self.index = index
+        self.generation = generation
+        self.tree = tree
 
     def nodeid(self, ino: int) -> int:
         return self.index << INDEX_SHIFT | ino
@@ -94,13 +95,15 @@ class _Mount:
         return Entry(self.index << INDEX_SHIFT | attributes.ino, self.generation, attributes)
 
 
-@dataclass(slots=True)
 class _PseudoDirectory:
-    ino: int
-    parent: "_PseudoDirectory | None"
-    name: bytes
-    children: "dict[bytes, _PseudoDirectory]" = field(default_factory=dict)  # in creation order
-    mount: _Mount | None = None
+    __slots__ = ("children", "ino", "mount", "name", "parent")
+
+    def __init__(self, ino: int, parent: "_PseudoDirectory | None", name: bytes) -> None:
+        self.ino = ino
+        self.parent = parent
+        self.name = name
+        self.children: dict[bytes, _PseudoDirectory] = {}  # in creation order
+        self.mount: _Mount | None = None
 
     def entry(self) -> Entry:
         """The image's root if one is mounted here, else the directory itself, as of now."""

@@ -11,8 +11,7 @@ long gone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from nydusd.kernel.stats import FsStats
 from nydusd.storage.stats import BackendStats, CacheStats
@@ -20,8 +19,7 @@ from nydusd.storage.stats import BackendStats, CacheStats
 S = TypeVar("S")
 
 
-@dataclass(frozen=True, slots=True)
-class MountCounters:
+class MountCounters(NamedTuple):
     """What one mount brings along.
 
     cache: adds the counters of the mount's blobs up at each call; None where nothing is cached.

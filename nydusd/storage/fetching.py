@@ -16,7 +16,7 @@ fetches.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -54,8 +54,7 @@ class _Flight:
         return self.errors.get(index, self.error)
 
 
-@dataclass(frozen=True, slots=True)
-class BlobResources:
+class BlobResources(NamedTuple):
     """What a blob shares with the others of its pool."""
 
     backend: Backend

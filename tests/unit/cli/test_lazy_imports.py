@@ -92,9 +92,7 @@ def test_a_start_loads_nothing_that_only_later_work_needs(tmp_path: Path, fs_ver
         *("--mountpoint", str(tmp_path / "mnt"), "--apisock", str(tmp_path / "api.sock")),
     ).split()
     assert "nydusd.storage.backend.registry" in loaded  # it did get that far
-    if "pyfuse3" not in loaded:  # which asks importlib.metadata for its own version
-        assert not NOT_AT_START.intersection(loaded)
-    assert not {*DEFERRED, "_ssl", "_hashlib", "httpx", "anyio"}.intersection(loaded) - {"shutil"}
+    assert not NOT_AT_START.intersection(loaded)
 
 
 @pytest.mark.parametrize("name", DEFERRED)
