@@ -22,7 +22,7 @@ import trio
 from nydusd.units import KIB
 
 # Input worth a wake-up. Above, the gain is gone; the kernel holds twice that per connection.
-GATHERED_BYTES: Final = 256 * KIB
+GATHERED_BYTES: Final = 512 * KIB
 # Of what is due, OpenSSL may hold a part of a record already: that much must not be waited for.
 TLS_RECORD_BYTES: Final = 17 * KIB
 
