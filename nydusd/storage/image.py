@@ -8,10 +8,10 @@ The only place that turns (inode, offset, size) into bytes.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nydusd.blob.model import BlobInfo
-from nydusd.errors import FormatError
+from nydusd.errors import FormatError, NydusError
 from nydusd.rafs.model import Bootstrap, Extent, Inode
 from nydusd.records import Buffer
 from nydusd.storage.lazy_blob import LazyBlob
@@ -19,6 +19,9 @@ from nydusd.storage.stats import BackendStats, CacheStats
 
 if TYPE_CHECKING:
     from nydusd.storage.native_map import NativeMap
+
+# Of one file that the relay knows: its map is made in the loop, 3 us a chunk.
+NATIVE_CHUNKS_MAX: Final = 4096
 
 
 class Image:
@@ -60,23 +63,38 @@ class Image:
         pieces = [
             await self.blobs[index].read(run) for index, run in _by_blob(extents, len(self.blobs))
         ]
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        expected = min(size, inode.size - offset)
-        if len(data) != expected:
-            raise FormatError(
-                f"extents of inode {inode.ino}",
-                f"{len(data)} bytes",
-                f"but {expected} are due at {offset}",
-            )
-        return data
+        return _whole(pieces, inode, offset, size)
 
     def read_now(self, inode: Inode, offset: int, size: int) -> Buffer | None:
         """Return what `read` would if all of it is in the page cache, else None. Raises as `read`."""
-        return None
+        if offset >= inode.size or size <= 0:
+            return b""
+        pieces: list[Buffer] = []
+        extents = self.bootstrap.extents(inode, offset, size)
+        for index, run in _by_blob(extents, len(self.blobs)):
+            if (piece := self.blobs[index].read_now(run)) is None:
+                return None
+            pieces.append(piece)
+        return _whole(pieces, inode, offset, size)
 
     def native_map(self, inode: Inode) -> "NativeMap | None":
-        """Return where the bytes of a file lie in cache files, for the relay; None if it may not read them."""
-        return None
+        """Return where the bytes of a file lie in cache files, for the relay; None if it may not read them.
+
+        Ask after a read of it: the relay does not compare an extent's claims with the blob's records, so
+        they are compared here, and that needs the records.
+        """
+        from nydusd.storage.native_map import map_of_file
+
+        if inode.size // self.bootstrap.superblock.chunk_size >= NATIVE_CHUNKS_MAX:
+            return None
+        try:
+            extents = self.bootstrap.extents(inode, 0, inode.size)
+            for index, run in _by_blob(extents, len(self.blobs)):
+                if not self.blobs[index].agrees_now(run):
+                    return None
+        except NydusError:
+            return None  # who reads that part of the file is told
+        return map_of_file(inode.size, extents, self.blobs)
 
     def infos(self) -> tuple[BlobInfo, ...]:
         """Return the blob table."""
@@ -89,6 +107,19 @@ class Image:
         its chunk records from it.
         """
         await self._release()
+
+
+def _whole(pieces: Sequence[Buffer], inode: Inode, offset: int, size: int) -> Buffer:
+    """Join what was read, if it is all that is due."""
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    expected = min(size, inode.size - offset)
+    if len(data) != expected:
+        raise FormatError(
+            f"extents of inode {inode.ino}",
+            f"{len(data)} bytes",
+            f"but {expected} are due at {offset}",
+        )
+    return data
 
 
 def _by_blob(extents: Sequence[Extent], blob_count: int) -> list[tuple[int, list[Extent]]]:

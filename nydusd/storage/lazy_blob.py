@@ -117,12 +117,8 @@ class LazyBlob:
     def read_now(self, extents: Sequence[Extent]) -> Buffer | None:
         """Return what `read` would if all of it is in the page cache; None: call `read`."""
         table = self._records.loaded
-        if table is None or not self._fetcher.is_open:
-            return None
-        try:
-            self._check_claims(table, extents)
-        except FormatError:
-            return None  # fresher records may agree
+        if table is None or not self._fetcher.is_open or not self.agrees_now(extents):
+            return None  # not loaded, or fresher records may agree
         wanted = _of_extents(extents)
         if self._cached.missing(wanted.chunks):
             return None
@@ -221,6 +217,20 @@ class LazyBlob:
             self._check_claims(fresher, extents)
             table = fresher
         return table
+
+    def agrees_now(self, extents: Sequence[Extent]) -> bool:
+        """Tell whether the records, if they are loaded, say of the chunks what `extents` say.
+
+        False: not known, or no; `read` finds out.
+        """
+        table = self._records.loaded
+        if table is None:
+            return False
+        try:
+            self._check_claims(table, extents)
+        except FormatError:
+            return False
+        return True
 
     def _check_claims(self, table: ChunkTable, extents: Sequence[Extent]) -> None:
         """Refuse extents whose idea of a chunk differs from the blob's own record of it."""

@@ -3,8 +3,9 @@ import stat
 import pytest
 
 from nydusd.errors import BackendError, FormatError
-from nydusd.rafs.model import Extent, Inode
-from nydusd.storage.image import Image
+from nydusd.native_relay import SEGMENT
+from nydusd.rafs.model import Extent, Inode, Superblock, SuperblockFlag
+from nydusd.storage.image import NATIVE_CHUNKS_MAX, Image
 from nydusd.storage.stats import BackendStats
 from tests.support.blobs import make_blob
 from tests.support.memory_backend import MemoryBackend
@@ -12,6 +13,8 @@ from tests.support.memory_backend import MemoryBackend
 
 class OneFile:
     """A bootstrap with one file whose extents are given."""
+
+    superblock = Superblock(6, SuperblockFlag(0), 1 << 20, 1, {})
 
     def __init__(self, extents: list[Extent]) -> None:
         self.all = extents
@@ -83,3 +86,83 @@ async def test_the_error_of_one_blob_reaches_the_reader(open_blob):
         with pytest.raises(BackendError, match="gone"):
             await image.read(bootstrap.inode_value, 0, 10)
         assert bytes(await image.read(bootstrap.inode_value, 0, 10)) == made.plain[0][:10]
+
+
+async def test_bytes_are_had_without_waiting_once_they_are_cached(open_blob):
+    made = make_blob([5000, 6000])
+    bootstrap = OneFile([made.extent(1), made.extent(0)])
+    async with open_blob(made, MemoryBackend({made.info.blob_id: made.stored})) as blob:
+        image = image_of(bootstrap, blob)
+        inode = bootstrap.inode_value
+        assert image.read_now(inode, 0, 100) is None
+        assert await image.read(inode, 0, 100) == image.read_now(inode, 0, 100)
+        assert image.read_now(inode, 0, 11_000) is None  # not all of it
+        whole = await image.read(inode, 0, 11_000)
+        assert image.read_now(inode, 0, 99_999) == whole == made.plain[1] + made.plain[0]
+        assert image.read_now(inode, 11_000, 1) == b""
+
+
+async def test_the_map_for_the_relay_covers_the_file_in_its_order(open_blob):
+    one = make_blob([5000, 6000], seed=1, blob_id="aa" * 32)
+    two = make_blob([7000], seed=2, blob_id="bb" * 32)
+    extents = [one.extent(1), two.extent(0)._replace(blob_index=1), one.extent(0, 1000, 2000)]
+    bootstrap = OneFile(extents)
+    backend = MemoryBackend({one.info.blob_id: one.stored, two.info.blob_id: two.stored})
+    async with open_blob(one, backend) as first, open_blob(two, backend) as second:
+        image = image_of(bootstrap, first, second)
+        inode = bootstrap.inode_value
+        assert image.native_map(inode) is None  # the records are not loaded
+        await image.read(inode, 0, 15_000)
+        found = image.native_map(inode)
+        assert found is not None
+        assert (found.size, found.sources, found.blocks) == (15_000, (first, second), None)
+        assert found.segments is not None
+        assert list(SEGMENT.iter_unpack(found.segments)) == [
+            (0, 8192, 6000, 1, 0, 0),
+            (6000, 0, 7000, 0, 1, 0),
+            (13_000, 1000, 2000, 0, 0, 0),
+        ]
+        assert not found.zero_gaps
+
+
+async def test_a_file_whose_claims_are_not_the_blobs_has_no_map(open_blob):
+    """The relay serves what lies there, whoever claims it."""
+    made = make_blob([5000, 6000])
+    wrong = made.extent(1)._replace(chunk_offset=made.chunks[1].uncompressed_offset + 4096)
+    good, bad = OneFile([made.extent(0)]), OneFile([made.extent(0), wrong])
+    nowhere = OneFile([made.extent(0)._replace(blob_index=3)])
+    async with open_blob(made, MemoryBackend({made.info.blob_id: made.stored})) as blob:
+        await image_of(good, blob).read(good.inode_value, 0, 10)
+        assert image_of(good, blob).native_map(good.inode_value) is not None
+        assert image_of(bad, blob).native_map(bad.inode_value) is None
+        assert image_of(nowhere, blob).native_map(nowhere.inode_value) is None
+        longer = good.inode_value._replace(size=6000)
+        assert image_of(good, blob).native_map(longer) is None
+
+
+async def test_a_file_of_very_many_chunks_is_left_to_python(open_blob):
+    made = make_blob([5000])
+    bootstrap = OneFile([made.extent(0)])
+    async with open_blob(made, MemoryBackend({made.info.blob_id: made.stored})) as blob:
+        image = image_of(bootstrap, blob)
+        await image.read(bootstrap.inode_value, 0, 10)
+        huge = bootstrap.inode_value._replace(size=(NATIVE_CHUNKS_MAX << 20) + 1)
+        assert image.native_map(huge) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"chunk_offset": 4096}, {"length": 5001}, {"offset": 1}, {"length": 0}, {"blob_index": 1}],
+    ids=str,
+)
+async def test_a_file_that_contradicts_its_blob_has_no_native_map(open_blob, changes):
+    made = make_blob([5000, 6000])
+    backend = MemoryBackend({made.info.blob_id: made.stored})
+    bootstrap = OneFile([made.extent(1), made.extent(0)])
+    async with open_blob(made, backend) as blob:
+        image = image_of(bootstrap, blob)
+        await image.read(bootstrap.inode_value, 0, 11_000)
+        assert image.native_map(bootstrap.inode_value) is not None
+        bootstrap.all[1] = bootstrap.all[1]._replace(**changes)
+        bootstrap.extents = lambda inode, offset, size: bootstrap.all  # type: ignore[method-assign]
+        assert image.native_map(bootstrap.inode_value) is None
