@@ -272,8 +272,9 @@ class Server:
             try:
                 payload = self._file_system.answer(request)
             except Exception as exc:  # noqa: BLE001 - boundary (docs/style.md §3.4): it would end the mount
+                number = self._told(exc, opcode, request.nodeid)
                 if opcode not in _UNANSWERED:
-                    self._refuse(device, request.unique, self._told(exc, opcode, request.nodeid))
+                    self._refuse(device, request.unique, number)
             else:
                 if payload is not None:
                     self._reply(device, request.unique, payload)

@@ -1,13 +1,21 @@
 import errno
+import json
+import os
 import stat
 
 import pytest
 
 from nydusd.config.model import RafsConfig
-from nydusd.errors import ConfigError, ExistsError, NotFoundError, UnsupportedError
+from nydusd.errors import (
+    ConfigError,
+    ExistsError,
+    FormatError,
+    NotFoundError,
+    UnsupportedError,
+)
 from nydusd.kernel.errno_map import Refusal
 from nydusd.kernel.tree import Tree
-from nydusd.kernel.vfs import INDEX_MAX, INDEX_SHIFT, ROOT_NODEID, Entry, Vfs
+from nydusd.kernel.vfs import INDEX_MAX, INDEX_SHIFT, ROOT_NODEID, Entry, Vfs, VfsState
 from tests.support.fake_bootstrap import FakeImage
 
 ROOT_INO = 36
@@ -22,7 +30,7 @@ def make_tree(content: bytes = b"content") -> Tree:
 def walk(vfs: Vfs, path: str) -> Entry:
     here = vfs.getattr(ROOT_NODEID)
     nodeid = ROOT_NODEID
-    for name in path.encode().split(b"/"):
+    for name in os.fsencode(path).split(b"/"):
         if name:
             found = vfs.lookup(nodeid, name)
             assert found is not None
@@ -208,3 +216,80 @@ def test_an_unknown_nodeid_is_enoent(vfs: Vfs, nodeid: int) -> None:
     with pytest.raises(Refusal) as refusal:
         vfs.getattr(nodeid)
     assert refusal.value.errno == errno.ENOENT
+
+
+def handed_over(vfs: Vfs) -> VfsState:
+    """What arrives at a successor: plain values, through JSON."""
+    return VfsState(*json.loads(json.dumps(vfs.export())))
+
+
+def test_a_successor_gives_every_object_its_number_again(vfs: Vfs) -> None:
+    vfs.attach("/gone", make_tree())
+    vfs.detach("/gone")
+    for place in ("/b", "/a/x", "/a/\udcff"):
+        vfs.attach(place, make_tree())
+    vfs.open(walk(vfs, "/b").nodeid)
+    successor = Vfs()
+    state = handed_over(vfs)
+    successor.restore(state)
+    for place, _ in state.mounts:
+        successor.attach(place, make_tree())
+    for place in ("/", "/a", "/b/file", "/a/x/file", "/gone", "/a/\udcff"):
+        before, after = walk(vfs, place), walk(successor, place)
+        assert after[:2] == before[:2], place
+    assert names(successor, ROOT_NODEID) == names(vfs, ROOT_NODEID)
+    assert handed_over(successor) == state
+    assert successor.attach("/new", make_tree()) == vfs.attach("/new", make_tree())
+
+
+def test_the_index_of_a_mount_that_does_not_come_back_is_not_given_away(vfs: Vfs) -> None:
+    taken = vfs.attach("/image", make_tree())
+    successor = Vfs()
+    successor.restore(handed_over(vfs))
+    given = {successor.attach(f"/other-{number}", make_tree()) for number in range(254)}
+    assert taken not in given
+    with pytest.raises(UnsupportedError):
+        successor.attach("/one-more", make_tree())
+    assert successor.attach("/image", make_tree()) == taken
+
+
+def test_files_that_a_predecessor_opened_keep_their_index(vfs: Vfs) -> None:
+    index = vfs.attach("/image", make_tree())
+    nodeid = walk(vfs, "/image/file").nodeid
+    vfs.open(nodeid)
+    successor = Vfs()
+    successor.restore(handed_over(vfs))
+    successor.attach("/image", make_tree())
+    successor.detach("/image")
+    with pytest.raises(ExistsError):
+        successor.attach("/new", make_tree(), index=index)
+    successor.release(nodeid)
+    assert successor.attach("/new", make_tree(), index=index) == index
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"directories": [(2, 7, "a")]},
+        {"directories": [(1, 1, "a")]},
+        {"directories": [(9, 1, "a")]},
+        {"indexes": [(0, 1, 0)]},
+        {"indexes": [(256, 1, 0)]},
+        {"indexes": [(1, -1, 0)]},
+        {"mounts": [("/a", 0)]},
+        {"mounts": [("/a", 1), ("/b", 1)]},
+        {"next_index": 0},
+    ],
+)
+def test_a_state_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
+    state = VfsState([], 2, [], 1, [])._replace(**change)
+    with pytest.raises(FormatError):
+        Vfs().restore(state)
+
+
+def test_detaching_is_told_before_the_image_may_be_closed(vfs: Vfs) -> None:
+    told: list[int] = []
+    vfs.on_detach = told.append
+    index = vfs.attach("/image", make_tree())
+    vfs.detach("/image")
+    assert told == [index]
