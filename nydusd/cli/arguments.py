@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 THREADS_MAX: Final = 1024
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
+FRONTENDS: Final = ("auto", "fuse", "erofs")
 FAILOVER_POLICIES: Final = ("none", "resend", "flush")
 U64_MAX: Final = 2**64 - 1
 RLIMIT_NOFILE_DEFAULT: Final = 1_000_000
@@ -168,6 +169,13 @@ FUSE_OPTIONS: Final = (
         "what becomes of requests that a predecessor left unanswered",
         default="resend",
         choices=FAILOVER_POLICIES,
+    ),
+    # Without a default: the configuration may have one.
+    Option(
+        ("--frontend",),
+        "who shows the image: this daemon (fuse), the kernel's EROFS on blobs that fill themselves (erofs), "
+        "or what is best for it (auto) [default: the configuration's, else auto]",
+        choices=FRONTENDS,
     ),
     Option(("--writable",), "mount read-write, for images with an overlay", flag=True),
     # Passed by snapshotters that keep credentials out of configuration files.

@@ -108,6 +108,7 @@ def _run(mode: str, options: "Namespace") -> int:
 
 def fuse_options(options: "Namespace") -> "DaemonOptions":
     """Return what the daemon is to do, everything checked that can be checked without mounting."""
+    from nydusd.config.model import FrontendKind
     from nydusd.daemon.options import DaemonOptions, FailoverPolicy
 
     for name in NOT_YET:
@@ -124,6 +125,7 @@ def fuse_options(options: "Namespace") -> "DaemonOptions":
         supervisor=_path(options.supervisor),
         failover_policy=FailoverPolicy(options.failover_policy),
         fuse_threads=options.fuse_threads,
+        frontend=None if options.frontend is None else FrontendKind(options.frontend),
     )
 
 

@@ -162,6 +162,14 @@ class CacheConfig(NamedTuple):
     prefetch: PrefetchConfig = PrefetchConfig()
 
 
+class FrontendKind(StrEnum):
+    """Who shows the image's tree: this daemon, or the kernel's EROFS where it can."""
+
+    AUTO = "auto"
+    FUSE = "fuse"
+    EROFS = "erofs"
+
+
 class RafsConfig(NamedTuple):
     """The file system on top."""
 
@@ -172,6 +180,7 @@ class RafsConfig(NamedTuple):
     iostats_files: bool = False
     access_pattern: bool = False
     latest_read_files: bool = False
+    frontend: FrontendKind = FrontendKind.AUTO
     prefetch: PrefetchConfig = PrefetchConfig()
 
 

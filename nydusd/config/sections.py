@@ -5,9 +5,16 @@ Callers  `v1`, `v2`.
 Raises   ConfigError; UnsupportedError for settings that are known and not served.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
-from nydusd.config.model import CacheConfig, CacheKind, OverlayConfig, PrefetchConfig, Secret
+from nydusd.config.model import (
+    CacheConfig,
+    CacheKind,
+    FrontendKind,
+    OverlayConfig,
+    PrefetchConfig,
+    Secret,
+)
 from nydusd.config.tables import (
     U32_MAX,
     U64_MAX,
@@ -115,6 +122,14 @@ FILE_CACHE: Final = Table(
     Key("enable_convergent_encryption", _off, False),
     Key("encryption_key", _encryption_key, None),
 )
+
+
+_FRONTEND: Final = choice(*FrontendKind)
+
+
+def frontend_kind(value: object, place: Place) -> FrontendKind:
+    """Read `frontend`, a key of ours: other daemons of this line pass over keys that they do not know."""
+    return FrontendKind(cast("str", _FRONTEND(value, place)))
 
 
 def cache_kind(value: object, place: Place) -> str:

@@ -14,6 +14,7 @@ from nydusd.config.model import (
     CacheKind,
     Config,
     ExternalBackend,
+    FrontendKind,
     PrefetchConfig,
     RafsConfig,
 )
@@ -25,6 +26,7 @@ from nydusd.config.sections import (
     RAFS_MODE,
     FileCache,
     cache_kind,
+    frontend_kind,
     make_cache,
     prefetch_rules,
 )
@@ -132,6 +134,7 @@ def _config(
     access_pattern: bool,
     latest_read_files: bool,
     amplify_io: int,
+    frontend: FrontendKind,
     fs_prefetch: PrefetchConfig,
 ) -> Config:
     # One switch for both: v1 has no key for the prefetch of the cache.
@@ -144,6 +147,7 @@ def _config(
         iostats_files=iostats_files,
         access_pattern=access_pattern,
         latest_read_files=latest_read_files,
+        frontend=frontend,
         prefetch=fs_prefetch,
     )
     return Config(
@@ -161,6 +165,7 @@ V1: Final = Table(
     Key("access_pattern", boolean, False),
     Key("latest_read_files", boolean, False),
     Key("amplify_io", BATCH_SIZE, MIB),
+    Key("frontend", frontend_kind, FrontendKind.AUTO),
     Key("fs_prefetch", _PREFETCH, NO_PREFETCH),
     # What snapshotters and older tools write and no daemon of this line reads.
     silent=("id", "id_mapping", "readahead", "readahead_sec", "warmup"),

@@ -14,6 +14,7 @@ from nydusd.config.model import (
     CacheKind,
     Config,
     ExternalBackend,
+    FrontendKind,
     OverlayConfig,
     PrefetchConfig,
     RafsConfig,
@@ -28,6 +29,7 @@ from nydusd.config.sections import (
     RAFS_MODE,
     FileCache,
     cache_kind,
+    frontend_kind,
     make_cache,
 )
 from nydusd.config.tables import (
@@ -110,6 +112,7 @@ _RAFS: Final = Table(
     Key("iostats_files", boolean, False),
     Key("access_pattern", boolean, False),
     Key("latest_read_files", boolean, False),
+    Key("frontend", frontend_kind, FrontendKind.AUTO),
     Key("prefetch", PREFETCH_V2, NO_PREFETCH),
 )
 

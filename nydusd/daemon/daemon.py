@@ -8,13 +8,12 @@ import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Final
 
 import trio
 
+from nydusd.daemon.doors import open_frontend
 from nydusd.daemon.events import EventRing
-from nydusd.daemon.frontend import FuseFrontend
 from nydusd.daemon.life import Daemon
 from nydusd.daemon.options import DaemonOptions
 from nydusd.errors import NydusError
@@ -50,13 +49,7 @@ async def _live(options: DaemonOptions) -> None:
     try:
         with trio.open_signal_receiver(*SIGNALS) as signals:
             async with open_pool() as pool, trio.open_nursery() as nursery:
-                # A supervisor holds one descriptor: what was read from a clone would die with us.
-                mount = partial(
-                    FuseFrontend.mount,
-                    threads=options.fuse_threads,
-                    clones=options.supervisor is None,
-                )
-                daemon = Daemon(options, pool, nursery, mount, events)
+                daemon = Daemon(options, pool, nursery, open_frontend, events)
                 nursery.start_soon(_heed, signals, daemon)
                 nursery.start_soon(_limit_end, daemon)
                 nursery.start_soon(_settle, daemon)

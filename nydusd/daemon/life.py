@@ -11,7 +11,7 @@ API's socket. A client that can connect meets a daemon that serves.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,7 @@ from nydusd.api.socket_file import SocketFile
 from nydusd.config.load import load as load_config
 from nydusd.config.model import Config, Secret
 from nydusd.daemon import describe, predecessor, supervisor
+from nydusd.daemon.doors import OpenFrontend, Opening
 from nydusd.daemon.events import EventRing
 from nydusd.daemon.frontend import Frontend
 from nydusd.daemon.mounts import MountTable, Pool, check_prefetch_files, normalized
@@ -48,8 +49,6 @@ STOP_GRACE_S: Final = 5.0  # for requests under way when the daemon ends
 STOP_LIMIT_S: Final = STOP_GRACE_S + 2.0
 WIND_DOWN_S: Final = 10.0  # everything from the signal to the last image closed
 PASS_THROUGH: Final = frozenset({"passthrough", "passthroughfs", "passthrough_fs"})
-
-OpenFrontend = Callable[[Path, Vfs], Frontend]  # mounts; raises MountError
 
 
 class Daemon:
@@ -112,7 +111,9 @@ class Daemon:
         await predecessor.clear(options.mountpoint, options.apisock)
         if options.bootstrap is not None:
             await self._mount_bootstrap(options.bootstrap)
-        self._frontend = self._open_frontend(options.mountpoint, self._vfs)
+        self._frontend = await self._open_frontend(
+            Opening(options, self._vfs, next(iter(self._mounts), None), self._nursery)
+        )
         await self._fire(Event.MOUNT)
         await self._fire(Event.START)
         if options.apisock is not None:

@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from nydusd.config.model import Config
+from nydusd.config.model import Config, FrontendKind
 
 
 class FailoverPolicy(StrEnum):
@@ -32,4 +32,11 @@ class DaemonOptions(NamedTuple):
     upgrade: bool = False
     failover_policy: FailoverPolicy = FailoverPolicy.RESEND
     writable: bool = False
+    frontend: FrontendKind | None = None  # None: as the configuration says
     fuse_threads: int = 4  # that read requests and answer those for cached bytes; more is Python's
+
+    def asked_frontend(self) -> FrontendKind:
+        """Return who is to show the image; the command line counts more than the configuration."""
+        if self.frontend is not None:
+            return self.frontend
+        return FrontendKind.AUTO if self.config is None else self.config.rafs.frontend

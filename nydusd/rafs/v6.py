@@ -100,7 +100,7 @@ class BootstrapV6:
         self._geometry = read_geometry(len(data), erofs, ext, source)
         self._data = data
         self._size = len(data)
-        self._source = source
+        self.source = self._source = source
         self._resume: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self.superblock = superblock_of(erofs, ext)
         self.blobs = read_blobs(data, self._geometry, source, extracted_from)

@@ -10,13 +10,14 @@ import trio
 
 from nydusd.config.load import load
 from nydusd.config.model import BackendConfig, Config, Secret
+from nydusd.daemon.doors import Opening
 from nydusd.daemon.events import EventRing
 from nydusd.daemon.life import Daemon
 from nydusd.daemon.mounts import Pool
 from nydusd.daemon.options import DaemonOptions
 from nydusd.errors import NotFoundError, NydusError
 from nydusd.kernel.stats import InFlightRequest
-from nydusd.kernel.vfs import Stale, Vfs
+from nydusd.kernel.vfs import Stale
 from nydusd.storage.stats import BackendStats, CacheStats
 from tests.support.fake_bootstrap import FakeImage
 
@@ -140,8 +141,8 @@ class Stage:
         self.ended = trio.Event()
         self.error: BaseException | None = None
 
-    def _open_frontend(self, mountpoint: Path, vfs: Vfs) -> StillFrontend:
-        self.mounted_at.append(mountpoint)
+    async def _open_frontend(self, opening: Opening) -> StillFrontend:
+        self.mounted_at.append(opening.options.mountpoint)
         return self.frontend
 
     async def live(self) -> None:
