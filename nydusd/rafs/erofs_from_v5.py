@@ -20,7 +20,7 @@ import struct
 from operator import lt
 from typing import Any, Final, NamedTuple, NoReturn
 
-from nydusd.errors import FormatError, UnsupportedError
+from nydusd.errors import FormatError, NotFoundError, UnsupportedError
 from nydusd.rafs.erofs_parts import (
     BLOCK_BITS,
     FILE_TYPES,
@@ -100,7 +100,8 @@ def lay_out(bootstrap: BootstrapV5, now_s: int) -> ErofsImage:
     """
     try:
         return _Walk(bootstrap, now_s).lay_out()
-    except struct.error as exc:  # a record ends behind the file, or EROFS has no room for a number
+    except (FormatError, struct.error) as exc:
+        # struct: a record ends behind the file, or EROFS has no room for a number.
         raise UnsupportedError(f"{bootstrap.raw().source}: no EROFS layout: {exc}") from exc
 
 
@@ -181,12 +182,12 @@ class _Walk:
             if kinds[ino] == _DIRECTORY:
                 self._refuse(ino, "is a directory with several names")
         self._pending[waiting:] = self._pending[waiting:][::-1]
-        if len(names) > 1 and not all(map(lt, names, names[1:])):
-            # The format wants this order, and the tree frontend's look-ups rely on it.
-            self._refuse(own, "has children that are not in order")
         joined = b"".join(names)
         if len(joined) != name_bytes or b"/" in joined or b"\0" in joined:
             self._refuse(own, "has a child whose name no path can hold")
+        if len(names) > 1 and not all(map(lt, names, names[1:])):
+            # The format wants this order, and the tree frontend's look-ups rely on it.
+            self._refuse(own, "has children that are not in order")
         if b"." in joined and (b"." in names or b".." in names):
             self._refuse(own, "has a child that is called like itself or its parent")
         self._writer.add_directory(attributes, names, inos, parent)
@@ -209,9 +210,10 @@ class _Walk:
             or mtime_ns >= _NS_PER_S
             or not 0 < name_size <= NAME_MAX_BYTES
             or (not 0 < i_parent < ino and ino != ROOT_INO and not (shared and i_parent))
-            or (kind == _DIRECTORY and ino != ROOT_INO and i_parent != parent)
         ):
             self._refuse(ino, "breaks a rule of the format")
+        if kind == _DIRECTORY and i_parent != parent and ino != ROOT_INO:
+            self._refuse(ino, f"belongs to another directory, {i_parent}")
         target = position + INODE_BYTES + align8(name_size)
         end = target + align8(target_size)
         xattrs = b""
@@ -313,6 +315,6 @@ class _Walk:
         """Raise UnsupportedError; in v5's own words where it has something to say against the inode."""
         try:
             self._bootstrap.inode(ino)
-        except FormatError as exc:
+        except (FormatError, NotFoundError) as exc:
             raise UnsupportedError(f"no EROFS layout: {exc}") from exc
         raise UnsupportedError(f"{self._raw.source}: no EROFS layout: inode {ino} {what}")
