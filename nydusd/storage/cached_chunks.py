@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # loaded with the first native source, not before
 
 log = logging.getLogger(__name__)
 
-TRUNCATED: Final = "somebody truncated it"
 _COUNTER: Final = struct.Struct("@Q")  # native and aligned: read whole, whatever threads add to it
 
 
@@ -107,12 +106,6 @@ class CachedChunks:
             return list(indices)
         return self._ready.absent(indices)
 
-    def look_after_file(self) -> None:
-        """Give the file up if somebody has cut it: for one who came because it could not be read natively."""
-        file = self.file
-        if file is not None and file.is_cut():
-            self.give_up(file, TRUNCATED)
-
     def is_complete(self) -> bool:
         """Tell whether every chunk can be served from the file, and the file is whole."""
         file, ready = self.file, self._ready
@@ -163,7 +156,7 @@ class CachedChunks:
                 self.give_up(file, exc.strerror or str(exc))
                 return None
             if len(data) != length:
-                self.give_up(file, TRUNCATED)
+                self.give_up(file, "somebody truncated it")
                 return None
             pieces.append(data)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

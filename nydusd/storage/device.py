@@ -70,8 +70,10 @@ class BlobDevice:
         return await self.blob.read_plain(offset, min(length, self.size - offset))
 
     async def fill(self, offset: int, length: int) -> bool:
-        """Have that range fetched; see Device."""
-        return not await self.blob.fill(offset, min(length, self.size - offset))
+        """Have that range fetched; see Device. The cache file may end within the last block."""
+        end = min(offset + length, self.size)
+        in_memory = await self.blob.fill(offset, end - offset)
+        return not in_memory and end <= self.blob.info.uncompressed_size
 
     async def native_map(self) -> NativeMap | None:
         """Return the chunks' first blocks, if the blob keeps to blocks; see Device."""

@@ -13,6 +13,7 @@ the address space (`read_plain`, `fill`). The native relay goes the first half o
 what `native_source` gives it, and leaves the rest to us.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +29,7 @@ from nydusd.storage.cache.files import CacheFile
 from nydusd.storage.cached_chunks import CachedChunks, Run
 from nydusd.storage.chunk_records import ChunkRecords
 from nydusd.storage.fetching import BlobResources, Fetcher
+from nydusd.storage.native_map import BLOCK_BYTES
 from nydusd.storage.stats import CacheStats
 
 if TYPE_CHECKING:
@@ -153,7 +155,10 @@ class LazyBlob:
         try:
             with self._cached.in_use():
                 table = await self._records.plain_table(self._fetcher.nursery)
-                return await self._fill(table, self._of_range(table, offset, length).chunks)
+                start = _chunk_before(table, offset)
+                return await self._fill(
+                    table, self._of_range(table, start, offset + length - start)
+                )
         except BaseException:
             self._stats.total += 1  # no answer follows
             raise
@@ -163,17 +168,19 @@ class LazyBlob:
         try:
             with self._cached.in_use():
                 table = await self._agreeing_table(extents)
-                return await self._fill(table, [extent.chunk_index for extent in extents])
+                return await self._fill(table, _of_extents(extents))
         except BaseException:
             self._stats.total += 1
             raise
 
-    async def _fill(self, table: ChunkTable, chunks: Sequence[int]) -> dict[int, Buffer]:
-        self._cached.look_after_file()
-        if not self._cached.missing(chunks):
-            self._fetcher.continue_streams(table, chunks)
-            return {}
-        plain = await self._fetcher.ensure(chunks, Priority.DEMAND)
+    async def _fill(self, table: ChunkTable, wanted: _Wanted) -> dict[int, Buffer]:
+        if not self._cached.missing(wanted.chunks):
+            self._fetcher.continue_streams(table, wanted.chunks)
+            # The relay knows that, too: it was not asked yet, or failed. In the second case we fail as well,
+            # and give the file up; in the first it need not wait for the disk any more.
+            if await self._cached.read(wanted.runs) is not None:
+                return {}
+        plain = await self._fetcher.ensure(wanted.chunks, Priority.DEMAND)
         self._fills += not plain
         return plain
 
@@ -334,6 +341,15 @@ def _agree(table: ChunkTable, claims: Iterable[tuple[int, int, int]]) -> bool:
         return all(table.claim(index) == (offset, size) for index, offset, size in claims)
     except FormatError:
         return False
+
+
+def _chunk_before(table: ChunkTable, offset: int) -> int:
+    """Return where a range from `offset` on begins for the relay: a hole is part of the chunk before it."""
+    layout = table.layout()
+    if layout is None or layout.is_dense:
+        return offset
+    number = bisect_right(layout.blocks, offset // BLOCK_BYTES) - 1
+    return layout.blocks[number] * BLOCK_BYTES if number >= 0 else offset
 
 
 def _of_extents(extents: Sequence[Extent]) -> _Wanted:

@@ -66,7 +66,9 @@ class ListTable:
         starts = [chunk.uncompressed_offset for chunk in self.chunks]
         if starts != sorted(set(starts)) or any(start % ALIGN for start in starts):
             return None
-        return PlainLayout(memoryview(array("I", [s // ALIGN for s in starts])), is_dense=True)
+        ends = [-(-chunk.uncompressed_end // ALIGN) * ALIGN for chunk in self.chunks]
+        blocks = array("I", [start // ALIGN for start in starts])
+        return PlainLayout(memoryview(blocks), is_dense=starts == [0, *ends[:-1]])
 
 
 class TableBootstrap:

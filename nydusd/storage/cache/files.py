@@ -88,10 +88,6 @@ class CacheFile:
         status = os.fstat(self.fd)
         return status.st_size == self.size_bytes and (status.st_blocks > 0 or not self.size_bytes)
 
-    def is_cut(self) -> bool:
-        """Tell whether the data file is shorter than it was made."""
-        return os.fstat(self.fd).st_size < self.size_bytes
-
     def protect(self) -> None:
         """Keep everybody who follows the rule above from changing the file, until it is closed.
 

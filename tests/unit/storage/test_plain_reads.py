@@ -180,6 +180,8 @@ async def test_a_device_ends_on_a_block_and_maps_its_chunks(open_blob, made, bac
         whole = await device.read(0, 1 << 30)
         assert bytes(whole) == plain_of(made)[: device.size]
         assert await device.read(device.size, 4096) == b""
+        assert await device.fill(0, device.size - 4096)
+        assert not await device.fill(0, device.size)  # the relay would read past the file
         found = await device.native_map()
         assert found is not None
         assert (found.size, found.sources, found.segments) == (device.size, (blob,), None)
@@ -235,3 +237,13 @@ async def test_read_now_gives_what_is_in_the_page_cache_and_nothing_else(open_bl
             await blob.read([lie])
         assert (blob.stats.total, blob.stats.partial_hits) == (3, 1)
     assert blob.read_now(extents) is None
+
+
+async def test_a_hole_is_filled_with_the_chunk_before_it_as_the_relay_wants(open_blob):
+    made = with_hole(make_blob(SIZES), 3, 3 * 4096)
+    backend = MemoryBackend({made.info.blob_id: made.stored})
+    async with open_blob(made, backend) as blob:
+        hole = made.chunks[3].uncompressed_offset - 8192
+        assert await BlobDevice(blob).fill(hole, 4096)
+        assert [blob.is_ready(index) for index in range(6)] == [i == 2 for i in range(6)]
+        assert bytes(await blob.read_plain(hole, 4096)) == bytes(4096)
