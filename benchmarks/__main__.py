@@ -53,7 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nydusd-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         stage = stack.enter_context(scene.scene(options, folder))
-        daemons = contestants(options, folder, stage.subject, stage.chunk_count)
+        chosen = contestants(options, folder, stage.subject, stage.chunk_count)
+        daemons, remarks = zip(*(who.rehearsed(stage.host) for who in chosen), strict=True)
         trees = copies(stack, options, folder, stage)
         table = Table([*(who.column for who in daemons), *trees])
         source = stage.subject.source
@@ -70,9 +71,8 @@ def main() -> None:
             xattrs=walks.getfattr(source)[1],
         )
         print(f"{stage.title}; medians of {options.rounds}\n", flush=True)
-        for who in daemons:
-            for remark in who.rehearse(stage.host):
-                table.note(remark)
+        for remark in filter(None, remarks):
+            table.note(remark)
         for number in range(options.rounds):
             # Another order in each round: nobody always comes behind the same neighbour.
             for who in [*daemons[number % len(daemons) :], *daemons[: number % len(daemons)]]:

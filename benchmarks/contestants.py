@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,20 @@ class Contestant:
             self.program, self.folder, self.bootstrap, self.settings(host), log_level=log_level
         )
 
-    def rehearse(self, host: str) -> list[str]:
+    def rehearsed(self, host: str) -> tuple["Contestant", str | None]:
         """Live once unmeasured: byte-code is written, and what was mounted is looked at, not assumed.
 
-        Returns remarks: a frontend that is not the one asked for, with what the daemon says about it.
+        One that did not get the frontend it asked for goes on under a name that says so, lest its figures be
+        taken for another's; the remark has the daemon's own reason.
         """
         with self.live(host, log_level="info") as running:
             mounted = mounts.file_system(running.mountpoint)
         if self.wants in (None, mounted):
-            return []
-        said = [
-            line for line in (self.folder / "log").read_text().splitlines() if "frontend" in line
-        ]
-        return [
-            f"**{self.column}: asked for {self.wants}, mounted {mounted}** {' '.join(said[-2:])}"
-        ]
+            return self, None
+        log = (self.folder / "log").read_text().splitlines()
+        said = " / ".join(line for line in log if "frontend" in line)
+        renamed = replace(self, column=f"{self.column}, fell back to {mounted}")
+        return renamed, f"**{self.column}: got {mounted}, not {self.wants}.** {said}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -61,6 +61,7 @@ class Measurement:
         who.cache.folder.mkdir()
         carried = self._carried()
         with who.live(self.link.address) as life:
+            self._say_what_serves(who, life, "cold")
             time.sleep(SETTLE_S)
             drop_caches()
             self._add(who, rows.COLD_FIND, walks.find(life.mountpoint) * 1000)
@@ -90,35 +91,39 @@ class Measurement:
                 self.table.note(f"{who.column}, complete: fetched though nothing was absent")
 
     def _partly_cached(self, who: Contestant) -> None:
-        """All but one chunk, a file's that the timed walks leave out, so that no row waits for the link."""
+        """All but one chunk, a file's that the timed walks leave out.
+
+        Not through the link: who reads ahead over the chunk has it fetched, and the row is about what is there.
+        """
         self._make_whole(who)
         who.cache.take_out(self.victim.extent)
         if "start" in self.groups:
-            drop_caches()
-            with who.live(
-                self.link.address
-            ) as life:  # brings back what is dropped, for the next one
-                self._add(who, rows.START_DROPPED, life.start_s * 1000)
-            with who.live(self.link.address) as life:
-                self._add(who, rows.START, life.start_s * 1000)
-                time.sleep(SETTLE_S)
-                self._add(who, rows.PSS_START, life.pss_mib())
-        with who.live(self.link.address) as life:
+            self._starts(who)
+        with who.live(self.host) as life:
             self._say_what_serves(who, life, "partly cached")
             self._names(who.column, life.mountpoint)
             if "tar" in self.groups:
                 drop_caches()
                 seconds = walks.tar(life.mountpoint, self._tar_bytes(), self.victim.path)
                 self._add(who, rows.TAR_PARTLY, seconds)
+                if life.requests():
+                    self.table.note(
+                        f"{who.column}: `{rows.TAR_PARTLY.title}` fetched, by reading ahead"
+                    )
                 walks.check_same(life.mountpoint, self.subject.source, self.victim.path)
             self._bytes(who.column, Tree(life.mountpoint, who.cache.data), PARTLY)
-            if life.requests():
-                self.table.note(
-                    f"{who.column}, partly cached: the absent chunk was fetched by reading ahead"
-                )
             walks.check_same(life.mountpoint, self.subject.source)
             if not life.requests():
                 self.table.note(f"**{who.column}: the absent chunk came from nowhere**")
+
+    def _starts(self, who: Contestant) -> None:
+        drop_caches()
+        with who.live(self.host) as life:  # brings back what was dropped, for the next one
+            self._add(who, rows.START_DROPPED, life.start_s * 1000)
+        with who.live(self.host) as life:
+            self._add(who, rows.START, life.start_s * 1000)
+            time.sleep(SETTLE_S)
+            self._add(who, rows.PSS_START, life.pss_mib())
 
     def _names(self, column: str, tree: Path) -> None:
         if "find" in self.groups:

@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
         with scene.scene(options, folder) as stage:
             print(f"{stage.title}; medians of {options.rounds}\n", flush=True)
             print(lines_of([(*HEAD, SEQUENTIAL_HEAD)]), flush=True)
-            for who in contestants(options, folder, stage.subject, stage.chunk_count):
+            for chosen in contestants(options, folder, stage.subject, stage.chunk_count):
+                who, _ = chosen.rehearsed(stage.host)
                 study(who, stage, options)
 
 
