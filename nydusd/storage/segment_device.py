@@ -94,7 +94,7 @@ class SegmentDevice:
     async def _all_agree(self) -> bool:
         # One pass per blob, in worker threads: some 10 ms for the 12,000 chunks of a 14,500 file image.
         for index, blob in enumerate(self._blobs):
-            if not await blob.agrees(_claims(self._segments, index)):
+            if not await blob.agrees(_claims(self._segments, index, len(self._blobs))):
                 log.warning(
                     "device is not read natively, the image describes chunks in two ways: device=%s blob=%s",
                     self.name,
@@ -136,8 +136,12 @@ class SegmentDevice:
         return self._blobs[index]
 
 
-def _claims(segments: memoryview, blob_index: int) -> Iterator[tuple[int, int, int]]:
+def _claims(
+    segments: memoryview, blob_index: int, blob_count: int
+) -> Iterator[tuple[int, int, int]]:
     """Yield (chunk number, plain offset, size) of what segments say of one blob."""
     for _, plain, size, number, index in SEGMENT.iter_unpack(segments):
         if index == blob_index:
             yield number, plain, size
+        elif index >= blob_count:
+            yield -1, plain, size  # of no blob: nobody agrees with that
