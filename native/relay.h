@@ -1,12 +1,12 @@
-/* The relay: threads between /dev/fuse and Python. They answer READs of what a cache file holds already
- * and queue every other request.
+/* The relay: threads between /dev/fuse and Python. They answer READs of what a cache file holds
+ * already and queue every other request, but FORGETs, which nobody here needs.
  *
  * Devices are descriptors of one FUSE connection: /dev/fuse itself, or clones of it. A reply goes to
  * the descriptor that its request was read from. Pointers given stay the caller's and must outlive
- * what they were given for; so must descriptors. All functions but start, stop and free may be called
- * from any thread at any time; those three by one caller, free only when all threads have ended.
- * Functions return 0 or what is said, or -errno: -EINVAL for offsets, counts and numbers that do not
- * fit each other, -ENOMEM.
+ * what they were given for; so must descriptors. All functions but start, stop and free may be
+ * called from any thread at any time; those three by one caller, free only when all threads have
+ * ended. Functions return 0 or what is said, or -errno: -EINVAL for offsets, counts and numbers that
+ * do not fit each other, -ENOMEM.
  */
 #ifndef ND_RELAY_H
 #define ND_RELAY_H
@@ -18,8 +18,8 @@
 
 #define ND_RELAY_THREADS_MAX 64
 #define ND_REPLY_BYTES_MAX (1u << 20) /* a READ of more is Python's */
-/* At least 8192 and max_write + 80, or the kernel refuses to be read. BATCH_FORGET fills it, so it is
- * no larger than needed: what it touches stays. */
+/* At least 8192 and max_write + 80, or the kernel gives nothing out. A BATCH_FORGET fills it, and
+ * pages that were touched stay: so it is no larger than needed. */
 #define ND_REQUEST_BYTES_MAX 16384
 
 typedef struct nd_relay nd_relay;
@@ -32,27 +32,33 @@ typedef struct {
     uint32_t pad;
 } nd_segment;
 
-/* Replies with data. Added to atomically, before the reply is written: who has read finds himself counted. */
+/* Replies with data. Added to atomically and before the reply is written, so that who has read finds
+ * that read in them. */
 typedef struct {
-    uint64_t reads, bytes, latency_us; /* from the request's arrival to just before the reply */
+    uint64_t reads, bytes, latency_us; /* from the request's arrival to its reply */
     uint64_t by_size[8], by_latency[8];
 } nd_read_counts;
 
 enum nd_message_kind {
-    ND_MESSAGE_REQUEST = 0, /* body: a request as the kernel sent it, at least a whole header */
-    ND_MESSAGE_TOUCHED = 1, /* body: u32 source, u32 chunk. A watched chunk was read; its watch bit is clear now */
-    ND_MESSAGE_ENDED = 2,   /* body: i32 errno. A device cannot be read any more; once after each start */
+    /* A request as the kernel sent it, at least a whole header. */
+    ND_MESSAGE_REQUEST = 0,
+    /* u32 source, u32 chunk: a watched ready chunk was read; its watch bit is clear now. */
+    ND_MESSAGE_TOUCHED = 1,
+    /* i32 errno: a device cannot be read any more (unmounted: ENODEV). Once after each start. */
+    ND_MESSAGE_ENDED = 2,
 };
 
 typedef struct {
-    uint32_t length; /* of this header and the body; the next message begins at the next multiple of 8 */
+    uint32_t length; /* of header and body; the next message begins at the next multiple of 8 */
     uint16_t kind, device;
 } nd_message;
 
-/* `wake_fd`: an eventfd, non-blocking, left alone by others; readable exactly while something is queued. */
+/* `wake_fd`: a non-blocking eventfd, left alone by others; readable exactly while something is
+ * queued. NULL: no memory. */
 nd_relay *nd_relay_new(int wake_fd);
 
-/* Clears O_NONBLOCK of the devices. Thread i reads devices[i % device_count]. -EBUSY: not stopped. */
+/* Thread i reads devices[i % device_count]. More threads, up to threads_max, are started when all
+ * wait for the disk. Clears O_NONBLOCK of the devices. -EBUSY: not stopped. */
 int nd_relay_start(nd_relay *relay, const int *devices, size_t device_count, unsigned threads,
                    unsigned threads_max);
 
@@ -62,8 +68,8 @@ int nd_relay_stop(nd_relay *relay, unsigned timeout_ms);
 
 void nd_relay_free(nd_relay *relay);
 
-/* A cache file. Returns its number, which is never given again. `watch`: same layout as `bits`, or NULL.
- * `hits`: aligned, or NULL; one is added per run of a read's bytes that lies in this source. */
+/* A cache file and its chunk map. Returns its number, which is never given again. `watch`: bits as in
+ * `bits`, or NULL. `hits`: one is added per run of a READ's bytes that lies in this source; or NULL. */
 int nd_relay_add_source(nd_relay *relay, int fd, const uint8_t *bits, size_t bits_length,
                         uint64_t chunk_count, uint8_t *watch, uint64_t *hits);
 

@@ -1,8 +1,6 @@
-/* One mapped buffer that grows, moves its bytes down, and shrinks when it has been emptied. */
+/* The queue: one mapped buffer that grows, moves its bytes down, and shrinks when it is emptied. */
 #define _GNU_SOURCE
-#include "relay_queue.h"
-
-#include "relay.h"
+#include "relay_parts.h"
 
 #include <errno.h>
 #include <string.h>
@@ -47,9 +45,10 @@ static int make_room(struct nd_queue *queue, size_t length)
     size_t used = queue->tail - queue->head;
     if (length <= queue->room - queue->tail)
         return 0;
-    /* Moving at most half of the room each time keeps the cost of a message constant on average. */
+    /* Moved only when at least half of the room is free: a message costs the same on average,
+     * however long the queue is. */
     if (used + length > queue->room / 2) {
-        int error = resize(queue, aligned(used + length) + queue->room);
+        int error = resize(queue, 2 * (queue->room + length));
         if (error)
             return error;
     }
@@ -62,7 +61,7 @@ static int make_room(struct nd_queue *queue, size_t length)
 int nd_queue_put(struct nd_queue *queue, uint16_t kind, uint16_t device, const void *body,
                  size_t length)
 {
-    nd_message message = {.length = (uint32_t)(sizeof message + length), kind, device};
+    nd_message message = {(uint32_t)(sizeof message + length), kind, device};
     pthread_mutex_lock(&queue->lock);
     int error = make_room(queue, aligned(message.length));
     if (!error) {
@@ -76,9 +75,11 @@ int nd_queue_put(struct nd_queue *queue, uint16_t kind, uint16_t device, const v
     return error;
 }
 
-ssize_t nd_queue_take(struct nd_queue *queue, uint8_t *target, size_t length)
+ssize_t nd_relay_take(nd_relay *relay, uint8_t *room, size_t length)
 {
+    struct nd_queue *queue = &relay->queue;
     pthread_mutex_lock(&queue->lock);
+    bool had_some = queue->head < queue->tail;
     size_t taken = 0;
     while (queue->head + taken < queue->tail) {
         nd_message message;
@@ -87,15 +88,14 @@ ssize_t nd_queue_take(struct nd_queue *queue, uint8_t *target, size_t length)
             break;
         taken += aligned(message.length);
     }
-    memcpy(target, queue->bytes + queue->head, taken);
-    bool had_some = queue->head < queue->tail;
+    memcpy(room, queue->bytes + queue->head, taken);
     queue->head += taken;
     if (had_some && queue->head == queue->tail) {
         eventfd_t ignored;
         eventfd_read(queue->wake_fd, &ignored);
         queue->head = queue->tail = 0;
         if (queue->room > ROOM_BYTES)
-            resize(queue, ROOM_BYTES); /* failing to shrink does no harm */
+            resize(queue, ROOM_BYTES); /* that it fails to shrink does no harm */
     }
     pthread_mutex_unlock(&queue->lock);
     return had_some && taken == 0 ? -EMSGSIZE : (ssize_t)taken;

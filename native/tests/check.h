@@ -12,9 +12,9 @@ extern unsigned failures, checks;
 
 #define CHECK(condition)                                                           \
     do {                                                                           \
-        checks++;                                                                  \
+        __atomic_fetch_add(&checks, 1, __ATOMIC_RELAXED);                          \
         if (!(condition)) {                                                        \
-            failures++;                                                            \
+            __atomic_fetch_add(&failures, 1, __ATOMIC_RELAXED);                    \
             fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
         }                                                                          \
     } while (0)
@@ -59,5 +59,6 @@ void test_codec(void);
 void test_crc32c(void);
 void test_decode(void);
 void test_mutations(void);
+void test_relay(void);
 
 #endif

@@ -13,6 +13,7 @@ int main(void)
     test_crc32c();
     test_decode();
     test_mutations();
+    test_relay();
     printf("%u checks, %u failed\n", checks, failures);
     return failures != 0;
 }

@@ -3,13 +3,21 @@
  * The sanitizers judge; here only results that would be wrong by any input are checked. The same
  * entry points serve `make fuzz`, where clang's libFuzzer chooses the bytes.
  */
+#define _GNU_SOURCE
 #include "../bootstrap_index.h"
 #include "../codec.h"
 #include "../decode.h"
+#include "../fuse_request.h"
+#include "../relay.h"
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #ifdef ND_FUZZER
 unsigned failures, checks;
@@ -72,6 +80,41 @@ static void walk_anything(const uint8_t *input, size_t size)
     free(file);
 }
 
+/* Bytes: a request as the kernel would send it, for a relay that knows file 5 (flat) and file 6. */
+static void request_anything(const uint8_t *input, size_t size)
+{
+    static int cache = -1, nowhere = -1;
+    static const uint8_t bits[] = {0xfd};
+    static const uint32_t blocks[] = {1, 2, 4};
+    static const nd_segment segments[] = {{10, 4096, 5000, 0, 0, 0}, {5010, 9096, 70, 7, 0, 0}};
+    if (cache < 0) {
+        cache = memfd_create("cache", 0);
+        nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        CHECK(ftruncate(cache, 1 << 20) == 0);
+    }
+    uint8_t *request = copy_of(input, size);
+    nd_request parsed;
+    enum nd_request_kind kind = nd_request_parse(request, size, &parsed);
+    CHECK((kind == ND_REQUEST_HEADLESS) == (size < sizeof(struct fuse_in_header)));
+    CHECK(kind != ND_REQUEST_READ || parsed.offset <= INT64_MAX);
+
+    int wake = eventfd(0, EFD_NONBLOCK);
+    nd_relay *relay = nd_relay_new(wake);
+    nd_read_counts counts = {0};
+    uint64_t hits = 0;
+    CHECK(nd_relay_add_source(relay, cache, bits, 1, 8, NULL, &hits) == 0);
+    CHECK(nd_relay_add_flat(relay, 5, 1 << 20, 0, blocks, 3, &counts) == 0);
+    CHECK(nd_relay_add_file(relay, 6, 1 << 21, segments, 2, 1, &counts) == 0);
+    int answered = nd_relay_answer(relay, nowhere, request, size);
+    CHECK(answered == 0 || answered == 1);
+    CHECK(answered == 0 || kind == ND_REQUEST_READ);
+    CHECK(counts.reads == (uint64_t)answered && hits <= counts.reads);
+    CHECK(counts.bytes <= ND_REPLY_BYTES_MAX);
+    nd_relay_free(relay);
+    close(wake);
+    free(request);
+}
+
 #ifdef ND_FUZZER
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
@@ -80,7 +123,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
     if (size == 0)
         return 0;
-    (input[0] % 2 == 0 ? decode_anything : walk_anything)(input + 1, size - 1);
+    static void (*const attempts[])(const uint8_t *, size_t) = {decode_anything, walk_anything,
+                                                                request_anything};
+    attempts[input[0] % 3](input + 1, size - 1);
     if (failures > 0)
         abort();
     return 0;
@@ -159,12 +204,25 @@ static void mutate_bootstrap(void)
     }
 }
 
+static void mutate_request(uint64_t nodeid, uint64_t offset, uint32_t size)
+{
+    const struct fuse_read_in read = {.offset = offset, .size = size};
+    const struct fuse_in_header header = {
+        .len = sizeof header + sizeof read, .opcode = FUSE_READ, .nodeid = nodeid};
+    uint8_t input[sizeof header + sizeof read];
+    memcpy(input, &header, sizeof header);
+    memcpy(input + sizeof header, &read, sizeof read);
+    mutate(input, sizeof input, offset, request_anything);
+}
+
 void test_mutations(void)
 {
     mutate_chunks(ND_NONE);
     mutate_chunks(ND_LZ4_BLOCK);
     mutate_chunks(ND_ZSTD);
     mutate_bootstrap();
+    mutate_request(5, 4095, 4098);
+    mutate_request(6, 5, 6000);
 }
 
 #endif
