@@ -15,16 +15,9 @@ from nydusd.storage.device import BlobDevice
 from nydusd.storage.native_map import BLOCK_BYTES
 from tests.support.blobs import MadeBlob, make_blob
 from tests.support.memory_backend import MemoryBackend
+from tests.support.plain import plain_of
 
 SIZES = [5000, 4096, 100_000, 1, 65536, 70_001]
-
-
-def plain_of(made: MadeBlob, *, extra: int = 8192) -> bytes:
-    """The whole address space, and zeros behind it."""
-    space = bytearray(made.info.uncompressed_size + extra)
-    for chunk, plain in zip(made.chunks, made.plain, strict=True):
-        space[chunk.uncompressed_offset : chunk.uncompressed_end] = plain
-    return bytes(space)
 
 
 def with_hole(made: MadeBlob, index: int, shift: int) -> MadeBlob:
@@ -58,7 +51,7 @@ def backend(made):
 async def test_any_range_is_what_the_chunks_say_and_zeros_between(open_blob, cached, validate):
     made = with_hole(make_blob(SIZES), 3, 3 * 4096)
     backend = MemoryBackend({made.info.blob_id: made.stored})
-    plain, rng = plain_of(made), random.Random(7)
+    plain, rng = plain_of(made, extra=8192), random.Random(7)
     async with open_blob(made, backend, cached=cached, validate=validate) as blob:
         for _ in range(60):
             offset = rng.randrange(len(plain) - 1)
@@ -116,7 +109,7 @@ async def test_misses_by_address_are_amplified_and_read_ahead_as_the_trees(open_
     made = make_blob([20_000] * 400)
     backend = MemoryBackend({made.info.blob_id: made.stored})
     async with open_blob(made, backend, amplify_bytes=128 * 1024) as blob:
-        plain = plain_of(made, extra=0)
+        plain = plain_of(made)
         for offset in range(0, len(plain), 65536):
             assert (
                 bytes(await blob.read_plain(offset, 65536))[: len(plain) - offset]
