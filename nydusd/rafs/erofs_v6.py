@@ -8,6 +8,8 @@ Raises   FormatError, UnsupportedError: why not, in words for one log line. NotF
 
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
+from mmap import MADV_NORMAL, mmap
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +30,7 @@ from nydusd.rafs.model import SuperblockFlag
 
 ROOT_PERMISSIONS: Final = 0o755  # of every root that we show (spec fs-behaviour §7)
 _MODE_OFFSET: Final = 4
+_MADV_POPULATE_READ: Final = 22  # linux/mman.h; Linux 5.14
 
 
 class ErofsMetadata(NamedTuple):
@@ -45,6 +48,7 @@ def check_for_erofs(path: Path, blobs: Sequence[BlobInfo]) -> ErofsMetadata:
 
     source = str(path)
     with map_file(path) as data:
+        _read_at_once(data)
         erofs, ext = read_superblocks(data, source)
         geometry = read_geometry(len(data), erofs, ext, source)
         if geometry.block_size != BLOCK_SIZE:
@@ -76,3 +80,10 @@ def check_for_erofs(path: Path, blobs: Sequence[BlobInfo]) -> ErofsMetadata:
     if stat.S_IMODE(mode) != ROOT_PERMISSIONS:
         raise UnsupportedError(f"its root has mode {stat.S_IMODE(mode):#o}, to be shown as 0755")
     return ErofsMetadata(walk.with_xattrs > 0, walk.claims)
+
+
+def _read_at_once(data: mmap) -> None:
+    """Map all pages now: a walk in the order of names would wait for the disk page by page."""
+    for advice in (MADV_NORMAL, _MADV_POPULATE_READ):
+        with suppress(OSError):  # advice only
+            data.madvise(advice)
