@@ -41,7 +41,7 @@ async def open_frontend(opening: Opening) -> Frontend:
     choice = _choose(opening, asked)
     if choice.kind is FrontendKind.EROFS:
         try:
-            frontend = await _open_erofs(opening)
+            frontend = await _open_erofs(opening, asked)
         except NydusError as exc:
             choice = Choice(FrontendKind.FUSE, str(exc))
         else:
@@ -67,16 +67,23 @@ def _choose(opening: Opening, asked: FrontendKind) -> Choice:
     return choose(facts._replace(kernel_refuses=why_not()))
 
 
-async def _open_erofs(opening: Opening) -> Frontend:
+async def _open_erofs(opening: Opening, asked: FrontendKind) -> Frontend:
     # Not for those who show the tree.
     from nydusd.daemon.erofs_frontend import ErofsFrontend
-    from nydusd.daemon.erofs_layout import layout_of
+    from nydusd.daemon.erofs_layout import UnpreparedError, layout_of, prepare
 
     mount, options = opening.mount, opening.options
     assert mount is not None
+    try:
+        layout = await layout_of(
+            mount.image, mount.config.rafs, whatever_it_takes=asked is FrontendKind.EROFS
+        )
+    except UnpreparedError:
+        opening.nursery.start_soon(prepare, mount.image)
+        raise
     return await ErofsFrontend.mount(
         options.mountpoint,
-        await layout_of(mount.image, mount.config.rafs),
+        layout,
         mount.tree.stats,
         opening.nursery,
         threads=options.fuse_threads,

@@ -2,8 +2,9 @@
 
 v6: the bootstrap itself and one device per blob. v5: metadata that was made for it, and one device of segments.
 
-Callers  daemon/doors.py, before a mount. Bytes are read and checked in worker threads.
+Callers  daemon/doors.py, before a mount. Bytes are read, checked and made in worker threads.
 Raises   NydusError: why not, in words for one log line.
+Cancel   a cancelled `prepare` leaves its thread behind, which ends by itself and touches nothing of ours.
 """
 
 import logging
@@ -14,7 +15,7 @@ from typing import Final, NamedTuple
 import trio
 
 from nydusd.config.model import RafsConfig
-from nydusd.errors import UnsupportedError
+from nydusd.errors import NydusError, UnsupportedError
 from nydusd.rafs.model import SuperblockFlag
 from nydusd.storage.claimed_device import ClaimedDevice
 from nydusd.storage.device import Device
@@ -25,6 +26,14 @@ log = logging.getLogger(__name__)
 NO_METADATA: Final = "its metadata is in no file, for there is no cache directory"
 
 
+# What a start reads comes first: a thread that makes metadata takes the interpreter from it, some 5 ms at a time.
+PREPARE_AFTER_S: Final = 10.0
+
+
+class UnpreparedError(UnsupportedError):
+    """The metadata is not there, and making it takes longer than a mount should; see `prepare`."""
+
+
 class Layout(NamedTuple):
     """An image as EROFS takes it."""
 
@@ -32,10 +41,10 @@ class Layout(NamedTuple):
     devices: Sequence[Device]  # by their place in the metadata's device table
 
 
-async def layout_of(image: Image, rafs: RafsConfig) -> Layout:
-    """Return what to mount."""
+async def layout_of(image: Image, rafs: RafsConfig, *, whatever_it_takes: bool) -> Layout:
+    """Return what to mount. Raises UnpreparedError rather than keep the caller waiting, unless told to."""
     if image.bootstrap.superblock.version == 5:
-        return await _layout_of_v5(image)
+        return await _layout_of_v5(image, whatever_it_takes=whatever_it_takes)
     return await _layout_of_v6(image, rafs)
 
 
@@ -63,18 +72,40 @@ async def _layout_of_v6(image: Image, rafs: RafsConfig) -> Layout:
     return Layout(path, devices)
 
 
-async def _layout_of_v5(image: Image) -> Layout:
+async def prepare(image: Image) -> None:
+    """Make a v5 image's metadata for its next mount, when the start is over. Raises nothing."""
+    from nydusd.storage.synthesised import synthesise
+
+    await trio.sleep(PREPARE_AFTER_S)
+    try:
+        made = await trio.to_thread.run_sync(
+            synthesise, image.bootstrap, _directory(image), image.blobs, abandon_on_cancel=True
+        )
+    except NydusError as exc:
+        log.info("metadata for EROFS cannot be made: %s", exc)
+    else:
+        if made is not None:
+            log.info("metadata for EROFS is ready for the next mount: file=%s", made.metadata_path)
+
+
+async def _layout_of_v5(image: Image, *, whatever_it_takes: bool) -> Layout:
     from nydusd.storage.synthesised import is_quick, open_synthesised, synthesise
 
-    stats = image.cache_stats
-    if stats is None:
-        raise UnsupportedError(NO_METADATA)
-    directory = Path(stats.store_path)
+    directory = _directory(image)
     made = await trio.to_thread.run_sync(open_synthesised, image.bootstrap, directory, image.blobs)
     if made is None:
-        if not is_quick(image.bootstrap):
-            raise UnsupportedError("its metadata is yet to be made for EROFS, which takes a while")
+        if not whatever_it_takes and not is_quick(image.bootstrap):
+            raise UnpreparedError(
+                "its metadata for EROFS takes a while, and will be ready next time"
+            )
         made = await trio.to_thread.run_sync(synthesise, image.bootstrap, directory, image.blobs)
     if made is None:
         raise UnsupportedError("its metadata cannot be kept in the cache directory")
     return Layout(made.metadata_path, made.devices)
+
+
+def _directory(image: Image) -> Path:
+    stats = image.cache_stats
+    if stats is None:
+        raise UnsupportedError(NO_METADATA)
+    return Path(stats.store_path)
