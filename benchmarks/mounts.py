@@ -16,15 +16,29 @@ def file_system(mountpoint: Path) -> str:
     return found.partition(".")[0]
 
 
-def backing_devices() -> set[str]:
-    """Return the names, `major:minor`, of all that has a readahead of its own."""
-    return set(os.listdir(BDI))
+def erofs_windows() -> set[str]:
+    """Return the names of all EROFS mounts on files in BDI: the kernel numbers them by itself."""
+    return {name for name in os.listdir(BDI) if name.startswith("erofs-")}
 
 
 def device_of(tree: Path) -> str:
-    """Return the name of a mount among `backing_devices`."""
+    """Return the name of any other mount."""
     device = os.stat(tree).st_dev
     return f"{os.major(device)}:{os.minor(device)}"
+
+
+def fuse_devices(pid: int) -> list[str]:
+    """Return the names of the FUSE sessions that a process serves, those that nobody sees included."""
+    found: dict[str, None] = {}
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            lines = info.read_text().splitlines()
+        except FileNotFoundError:
+            continue  # closed since it was listed
+        for line in lines:
+            if line.startswith("fuse_connection:"):
+                found[f"0:{line.split()[1]}"] = None
+    return list(found)
 
 
 def readahead_kib(device: str) -> int:
