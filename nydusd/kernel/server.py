@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +40,7 @@ log = logging.getLogger(__name__)
 # next attempt then returns bytes. More than a few times in a row is a bug.
 NATIVE_ATTEMPTS: Final = 3
 RELAY_STOP_TIMEOUT_S: Final = 2.0
-KILLED_POLL_S: Final = 0.25
-EARLY_INTERRUPTS_MAX: Final = 256
+KILLED_POLL_S: Final = 0.5
 # The device's words for "the session is over": unmounted, aborted, or never mounted.
 OVER: Final = frozenset({errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED})
 _UNANSWERED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
@@ -156,7 +154,6 @@ class _Waiting:
     span: wire.Span
     message: bytes  # for the relay
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    is_watched: bool = False
 
 
 class Server:
@@ -177,7 +174,7 @@ class Server:
         self._devices = tuple(devices)
         self._is_killed = is_killed or caller_is_killed
         self._waiting: dict[int, _Waiting] = {}  # by unique
-        self._early: OrderedDict[int, None] = OrderedDict()  # interrupted before they came
+        self._is_watching = False  # a task is
         self._listening = trio.CancelScope()
         self._grace_s: float | None = None  # set: stop was asked for
         self._is_over = False
@@ -196,21 +193,24 @@ class Server:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer until the kernel ends the session or `stop`. The relay has been started; it is stopped here."""
         try:
-            async with trio.open_nursery() as readers:
-                self._readers = readers
-                task_status.started()
-                with self._listening:
-                    while not self._is_over:
-                        await trio.lowlevel.wait_readable(self._relay.wake_fd)
-                        self._take()
-                if self._is_over:
-                    readers.cancel_scope.cancel()  # their callers have been told by the kernel
-                else:
-                    await self._stop_relay()
-                    # What the relay had read before it stopped is ours to answer; the rest is a successor's.
-                    while self._take():
-                        pass
-                    readers.cancel_scope.deadline = trio.current_time() + (self._grace_s or 0.0)
+            async with trio.open_nursery() as watchers:
+                self._watchers = watchers
+                async with trio.open_nursery() as readers:
+                    self._readers = readers
+                    task_status.started()
+                    with self._listening:
+                        while not self._is_over:
+                            await trio.lowlevel.wait_readable(self._relay.wake_fd)
+                            self._take()
+                    if self._is_over:
+                        readers.cancel_scope.cancel()  # their callers have been told by the kernel
+                    else:
+                        await self._stop_relay()
+                        # What the relay had read before it stopped is ours to answer; the rest is a successor's.
+                        while self._take():
+                            pass
+                        readers.cancel_scope.deadline = trio.current_time() + (self._grace_s or 0.0)
+                watchers.cancel_scope.cancel()
             if self._waiting and not self._is_over:
                 log.warning(
                     "%s requests were not answered in %s s", len(self._waiting), self._grace_s
@@ -300,9 +300,9 @@ class Server:
             )
             self._waiting[unique] = waiting
             self._readers.start_soon(self._read_later, waiting)
-            if unique in self._early:
-                del self._early[unique]
-                self._watch(waiting)
+            if not self._is_watching:
+                self._is_watching = True
+                self._watchers.start_soon(self._watch_callers)
 
     async def _read_later(self, waiting: _Waiting) -> None:
         """Answer a READ whose bytes have to be waited for."""
@@ -331,42 +331,40 @@ class Server:
         raise NydusError("what was fetched does not stay in the cache")
 
     # ---- readers that are killed --------------------------------------------------------------
+    #
+    # The kernel keeps a killed reader until its request is answered, and a dead registry may take long. It
+    # sends INTERRUPT at the first signal of any kind, and none at all for what is read asynchronously
+    # (O_DIRECT, readahead). So who waits is looked at from time to time, and at once on INTERRUPT.
+    # A signal that does not kill interrupts nothing, as on a disk: a page fault that ends with EINTR is a
+    # SIGBUS. INTERRUPT itself wants no reply.
 
     def _interrupt(self, request: wire.Request) -> None:
-        """Let a killed caller go, which the kernel keeps until its request is answered.
-
-        A signal that does not kill interrupts nothing, as on a disk: a page fault that ends with EINTR
-        is a SIGBUS, and the kernel does not say which signal it was. INTERRUPT itself wants no reply.
-        """
         try:
             unique = wire.interrupted(request)
         except FormatError as exc:
             self.faults.report("INTERRUPT", f"request dropped: {exc}", level=logging.ERROR)
             return
-        waiting = self._waiting.get(unique)
-        if waiting is None:
-            # Answered already, or still on its way through another of the relay's threads.
-            self._early[unique] = None
-            if len(self._early) > EARLY_INTERRUPTS_MAX:
-                self._early.popitem(last=False)
-        else:
-            self._watch(waiting)
+        waiting = self._waiting.get(
+            unique
+        )  # none: answered, or still with another of the relay's threads
+        if waiting is not None and self._is_killed(waiting.caller):
+            self._let_go(waiting)
 
-    def _watch(self, waiting: _Waiting) -> None:
-        if not waiting.is_watched:
-            waiting.is_watched = True
-            self._readers.start_soon(self._watch_caller, waiting)
-
-    async def _watch_caller(self, waiting: _Waiting) -> None:
-        """Answer EINTR once the caller is being killed: the kernel tells of the first signal only."""
-        unique = waiting.shown.unique
-        while unique in self._waiting:
-            if self._is_killed(waiting.caller):
-                del self._waiting[unique]
-                waiting.scope.cancel()
-                self._refuse(waiting.device, unique, errno.EINTR)
-                return
+    async def _watch_callers(self) -> None:
+        """Let killed callers go, as long as any request waits."""
+        while self._waiting:
             await trio.sleep(KILLED_POLL_S)
+            callers = {waiting.caller for waiting in self._waiting.values()}
+            killed = {caller for caller in callers if self._is_killed(caller)}
+            for waiting in [one for one in self._waiting.values() if one.caller in killed]:
+                self._let_go(waiting)
+        self._is_watching = False
+
+    def _let_go(self, waiting: _Waiting) -> None:
+        unique = waiting.shown.unique
+        del self._waiting[unique]
+        waiting.scope.cancel()
+        self._refuse(waiting.device, unique, errno.EINTR)
 
     # ---- replies ------------------------------------------------------------------------------
 

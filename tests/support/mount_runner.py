@@ -98,6 +98,7 @@ class Runner:
         self.vfs = Vfs()
         self.images: dict[str, FakeImage] = {}
         self.namespace = Namespace(self.vfs)
+        self.is_leaving = False
         if inherited is None:
             self.session = Session.mount(mountpoint, clones=clones)
         else:
@@ -130,6 +131,11 @@ class Runner:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         self.session.stop(grace_s=grace_s)
+
+    async def leave(self) -> None:
+        """Stop at once and end, the mount and unanswered requests left to a successor."""
+        self.is_leaving = True
+        self.session.stop(grace_s=0)
 
     async def unmount(self) -> bool:
         return self.session.unmount()
@@ -206,7 +212,8 @@ async def main(mountpoint: Path, mounts: list[str]) -> None:
             await runner.session.prime()
             say("ready", runner.session.connection_id)
     finally:
-        say("unmounted", runner.session.unmount())
+        if not runner.is_leaving:
+            say("unmounted", runner.session.unmount())
         runner.namespace.close()
         runner.session.close()
 

@@ -332,43 +332,38 @@ async def test_a_killed_reader_is_let_go_and_its_read_is_cancelled(
     end(scene)
 
 
-async def test_a_signal_that_does_not_kill_interrupts_nothing_until_one_does(
+async def test_a_signal_that_does_not_kill_interrupts_nothing(
+    scene: Scene, nursery: trio.Nursery
+) -> None:
+    scene.files.gate = trio.Event()
+    await serving(scene, nursery)
+    await scene.ask(read_message(FILE, 0, 1, unique=2, pid=99), interrupt_message(2))
+    await scene.ask(interrupt_message(4711))
+    assert scene.replies() == []
+    scene.files.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert scene.replies() == [Reply(0, 2, CONTENT[:1])]
+    end(scene)
+
+
+async def test_a_killed_reader_is_found_without_an_interrupt(
     scene: Scene, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """The kernel tells of the first signal only."""
+    """The kernel sends one for the first signal only, and none for asynchronous reads."""
     autojump_clock.autojump_threshold = 0.01
     scene.files.gate = trio.Event()
     await serving(scene, nursery)
     scene.relay.queue(read_message(FILE, 0, 1, unique=2, pid=99))
-    scene.relay.queue(interrupt_message(2))
-    scene.relay.queue(interrupt_message(2))
+    scene.relay.queue(read_message(FILE, 0, 1, unique=4, pid=98))
     await trio.sleep(3)
     assert scene.replies() == []
     scene.killed.add(99)
-    await trio.sleep(1)
+    await trio.sleep(3)
     assert scene.replies() == [Reply(errno.EINTR, 2, b"")]
-    assert scene.server.in_flight() == []
-    end(scene)
-
-
-async def test_an_interrupt_that_overtakes_its_request_is_not_lost(
-    scene: Scene, nursery: trio.Nursery
-) -> None:
-    """Several threads read the device: the order in which they queue is not the kernel's."""
-    scene.files.gate = trio.Event()
-    scene.killed.add(99)
-    await serving(scene, nursery)
-    await scene.ask(interrupt_message(2), interrupt_message(6))
-    assert scene.replies() == []
-    await scene.ask(read_message(FILE, 0, 1, unique=2, pid=99))
-    assert scene.replies() == [Reply(errno.EINTR, 2, b"")]
-    end(scene)
-
-
-async def test_early_interrupts_are_bounded(scene: Scene, nursery: trio.Nursery) -> None:
-    await serving(scene, nursery)
-    await scene.ask(*(interrupt_message(2 * number) for number in range(1000)))
-    assert len(scene.server._early) < 1000
+    assert [one.unique for one in scene.server.in_flight()] == [4]
+    scene.killed.add(98)
+    await trio.sleep(3)
+    assert scene.replies() == [Reply(errno.EINTR, 4, b"")]
     end(scene)
 
 
