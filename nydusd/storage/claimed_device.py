@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from nydusd.blob.blob_meta import CiTable
+from nydusd.blob.model import ChunkTable
 from nydusd.errors import FormatError, NydusError
 from nydusd.records import Buffer
 from nydusd.storage.device import BlobDevice
@@ -46,17 +47,23 @@ class ClaimedDevice:
         """Compare; once, unless it fails. Raises FormatError, and what loading the records raises."""
         if self._claims is None:
             return
-        table = await self._blob.chunk_table()
-        if self._claims is None:  # another caller was first
-            return
-        if not isinstance(table, CiTable):
-            raise FormatError("chunk records", "of RAFS v5", "must be the blob's", self.name)
-        number = table.contradicted(self._claims)
+        number = self._contradicted(await self._blob.chunk_table())
+        if number is not None:  # the records may come from a side file that is corrupt
+            fresher = await self._blob.refreshed_table()
+            if fresher is not None:
+                number = self._contradicted(fresher)
         if number is not None:
             raise FormatError(
                 f"chunk {number}", "elsewhere for files", "than for the blob", self.name
             )
         self._claims = None
+
+    def _contradicted(self, table: ChunkTable) -> int | None:
+        if self._claims is None:  # another caller was first
+            return None
+        if not isinstance(table, CiTable):
+            raise FormatError("chunk records", "of RAFS v5", "must be the blob's", self.name)
+        return table.contradicted(self._claims)
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Return exactly the bytes [offset, offset + length) that lie below `size`."""

@@ -225,6 +225,13 @@ class LazyBlob:
             table = fresher
         return table
 
+    async def refreshed_table(self) -> ChunkTable | None:
+        """Return records from the blob itself in place of a side file's that cannot be right.
+
+        None if there are no fresher ones.
+        """
+        return await self._records.refreshed(self._fetcher.nursery)
+
     def agrees_now(self, extents: Sequence[Extent]) -> bool:
         """Tell whether the records, if they are loaded, say of the chunks what `extents` say.
 

@@ -84,6 +84,16 @@ class TableBootstrap:
         return None
 
 
+class SilentBootstrap:
+    """The part of a v6 bootstrap that a blob asks: it has no records and no digests of chunks."""
+
+    def chunk_table(self, blob_index: int) -> None:
+        return None
+
+    def digests(self, blob_index: int) -> None:
+        return None
+
+
 @dataclass
 class MadeBlob:
     info: BlobInfo

@@ -25,8 +25,12 @@ async def opened_blob(
     *,
     amplify_bytes: int = 0,
     validate: bool = False,
+    bootstrap: object = None,
 ) -> AsyncIterator[LazyBlob]:
-    """The blob with its cache in `directory`, None: without one; closed at the end of the block."""
+    """The blob with its cache in `directory`, None: without one; closed at the end of the block.
+
+    bootstrap: where its chunk records are; by default one that holds them all.
+    """
     file = None
     if directory is not None:
         info = made.info
@@ -36,7 +40,7 @@ async def opened_blob(
     resources = BlobResources(backend, Workers(2), ByteBudget(1 << 20), MemoryChunks())
     blob = LazyBlob(
         made.info,
-        TableBootstrap(made.table),  # type: ignore[arg-type]
+        bootstrap or TableBootstrap(made.table),  # type: ignore[arg-type]
         resources,
         directory,
         file,

@@ -12,20 +12,11 @@ from nydusd.errors import BackendError
 from nydusd.storage.chunk_records import ChunkRecords
 from nydusd.storage.threads import Workers
 from tests.support.blob_bytes import PLAIN, Row, make_header, make_info, pack_rows
+from tests.support.blobs import SilentBootstrap
 from tests.support.memory_backend import MemoryBackend
 
 DENSE = (Row(0, 900, 0, 5000), Row(900, 4096, 8192, 4096), Row(4996, 1, 12288, 4097))
 MOVED = (*DENSE[:2], replace(DENSE[2], uncompressed_offset=20480))  # as one changed byte does
-
-
-class NoBootstrap:
-    """The part of a v6 bootstrap that is asked: it holds no records and no digests."""
-
-    def chunk_table(self, blob_index: int) -> None:
-        return None
-
-    def digests(self, blob_index: int) -> None:
-        return None
 
 
 def info_of(rows: tuple[Row, ...]) -> BlobInfo:
@@ -45,7 +36,7 @@ def backend_of(info: BlobInfo, rows: tuple[Row, ...]) -> MemoryBackend:
 
 
 def records_of(info: BlobInfo, backend: MemoryBackend, directory: Path) -> ChunkRecords:
-    return ChunkRecords(info, NoBootstrap(), backend, Workers(1), directory)  # type: ignore[arg-type]
+    return ChunkRecords(info, SilentBootstrap(), backend, Workers(1), directory)  # type: ignore[arg-type]
 
 
 async def test_dense_records_are_taken_without_the_network(tmp_path):
