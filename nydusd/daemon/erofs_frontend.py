@@ -13,8 +13,10 @@ Cancel   a cancelled `mount` leaves nothing mounted and no session.
 """
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import trio
 
@@ -23,19 +25,45 @@ from nydusd.errors import NydusError
 from nydusd.kernel import readahead
 from nydusd.kernel.device import DeviceFiles
 from nydusd.kernel.erofs import ErofsMount
-from nydusd.kernel.session import Session
+from nydusd.kernel.mount import MountError, MountIdentity
+from nydusd.kernel.session import Session, SessionState
 from nydusd.kernel.stats import FsStats, InFlightRequest
 from nydusd.kernel.vfs import Stale
 
 log = logging.getLogger(__name__)
 
+ABANDON_LIMIT_S: Final = 5.0
+
+
+class ErofsState(NamedTuple):
+    """What a successor needs besides the session's descriptors. Plain values."""
+
+    mountpoint: str
+    device: int  # MountIdentity
+    mount_id: int
+    is_unique: bool
+    superblock: str | None
+    devices: tuple[str, ...]  # their names, in order
+    whole: tuple[bool, ...]  # those that are cache files
+    session: SessionState | None  # None: all are
+
 
 class ErofsFrontend:
-    """One image that the kernel shows."""
+    """One image that the kernel shows. Made by `mount` or `resume`."""
 
-    def __init__(self, mount: ErofsMount, answering: "_Answering | None") -> None:
-        """`answering`: the session behind the devices, which is served already; None: there is none."""
+    is_fixed: Final = True
+
+    def __init__(
+        self,
+        mount: ErofsMount,
+        layout: Layout,
+        whole: Sequence[bool],
+        answering: "_Answering | None",
+    ) -> None:
+        """`answering`: the session behind the devices that are not `whole`; None: there is none."""
         self._mount = mount
+        self._devices = tuple(device.name for device in layout.devices)
+        self._whole = tuple(whole)
         self._answering = answering
         self._stopped = trio.Event()
 
@@ -52,43 +80,91 @@ class ErofsFrontend:
     ) -> "ErofsFrontend":
         """Mount at an existing directory; `nursery` serves the devices from now on.
 
-        stats: of the image; they count the READs of its devices.
+        stats: of the image; they count the READs of its devices. threads, clones: as Session.mount.
         """
-        whole = [device.cache_path() for device in layout.devices]
+        files = [device.cache_path() for device in layout.devices]
         answering: _Answering | None = None
-        if None in whole:
+        if None in files:
             session = Session.detached(threads=threads, clones=clones)
             answering = _Answering(session, DeviceFiles(layout.devices, stats))
         try:
             if answering is not None:
+                # The kernel opens the devices while it mounts.
                 await nursery.start(answering.run)
                 readahead.widen(answering.session.connection_id)
             paths = [
-                answering.path(index) if answering is not None and path is None else str(path)
-                for index, path in enumerate(whole)
+                answering.path(index) if answering is not None and file is None else str(file)
+                for index, file in enumerate(files)
             ]
             mounted = await ErofsMount.mount(layout.metadata, paths, mountpoint)
         except BaseException:
             if answering is not None:
-                answering.close()
+                await answering.abandon()
             raise
         finally:
             if answering is not None:
                 answering.session.drop_path()
-        log.info("devices: whole=%d filled=%d", len(whole) - whole.count(None), whole.count(None))
-        return cls(mounted, answering)
+        whole = [file is not None for file in files]
+        log.info("devices: whole=%d filled=%d", whole.count(True), whole.count(False))
+        return cls(mounted, layout, whole, answering)
+
+    @classmethod
+    def resume(
+        cls, state: ErofsState, fds: Sequence[int], layout: Layout, stats: FsStats
+    ) -> "ErofsFrontend":
+        """Go on for a predecessor that has stopped or died; `fds` belong to the new frontend.
+
+        Raises MountError if the image has other devices than the mount.
+        """
+        if state.devices != tuple(device.name for device in layout.devices):
+            for fd in fds:
+                os.close(fd)
+            raise MountError(f"mount of {state.mountpoint}: not of this image, its devices differ")
+        for device, is_whole in zip(layout.devices, state.whole, strict=True):
+            if (
+                is_whole and device.cache_path() is None
+            ):  # asked for its lock, which died with its holder
+                log.warning("cache file under a mount cannot be locked: device=%s", device.name)
+        identity = MountIdentity(state.device, state.mount_id, state.is_unique)
+        mounted = ErofsMount(Path(state.mountpoint), identity, state.superblock)
+        answering: _Answering | None = None
+        if state.session is not None:
+            session = Session.resume(state.session, fds)
+            answering = _Answering(session, DeviceFiles(layout.devices, stats))
+        return cls(mounted, layout, state.whole, answering)
+
+    def state(self) -> ErofsState:
+        """Return what a successor needs besides `fds()`."""
+        mount, answering = self._mount, self._answering
+        return ErofsState(
+            str(mount.mountpoint),
+            *mount.identity,
+            mount.superblock,
+            self._devices,
+            self._whole,
+            None if answering is None else answering.session.state(),
+        )
+
+    def fds(self) -> tuple[int, ...]:
+        """Return the descriptors that a successor needs; they stay ours."""
+        return () if self._answering is None else self._answering.session.fds()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Return when the mount is gone, or after `stop` when what was begun is answered."""
-        task_status.started()
-        if self._answering is not None:
-            await self._answering.over.wait()
-            if self._answering.fault is not None:
-                raise self._answering.fault
+        answering = self._answering
+        if answering is None:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                for end in (self._stopped.wait, self._mount.wait_gone):
+                    nursery.start_soon(_end, end, nursery.cancel_scope)
             return
-        async with trio.open_nursery() as nursery:
-            for end in (self._stopped.wait, self._mount.wait_gone):
-                nursery.start_soon(_end, end, nursery.cancel_scope)
+        if answering.has_begun:
+            task_status.started()
+            await answering.over.wait()
+        else:
+            await answering.run(task_status=task_status)
+        if answering.fault is not None:
+            raise answering.fault
 
     async def prime(self) -> None:
         """Nothing: the kernel has read the root's attributes to mount it."""
@@ -124,9 +200,11 @@ class _Answering:
         self.over = trio.Event()  # no more requests will come
         self.fault: NydusError | None = None  # that ended it
         self._files = files
+        self.has_begun = False  # `run` was called
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until the session ends; a fault before it has begun is raised, a later one kept."""
+        self.has_begun = True
         started = _Started(task_status)
         try:
             await self.session.serve(self._files, task_status=started)
@@ -140,6 +218,14 @@ class _Answering:
     def path(self, index: int) -> str:
         """Return the path of a device for mount(2)."""
         return self.session.path(str(index))
+
+    async def abandon(self) -> None:
+        """End a session whose files nobody has open; bounded, and whatever happens around us."""
+        with trio.CancelScope(deadline=trio.current_time() + ABANDON_LIMIT_S, shield=True):
+            if self.has_begun:
+                self.session.stop(grace_s=0)
+                await self.over.wait()
+        self.close()
 
     def close(self) -> None:
         """End the session."""

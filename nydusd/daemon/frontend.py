@@ -5,7 +5,7 @@ The protocol is the seam for other doors (docs/design.md §2) and for sessions t
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import trio
 
@@ -16,7 +16,12 @@ from nydusd.kernel.vfs import Stale, Vfs
 
 
 class Frontend(Protocol):
-    """One mount in the kernel that shows a `Vfs`."""
+    """One mount in the kernel that shows a `Vfs`, or one image of it for good."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it cannot show another image, or none: then another frontend must take its place."""
+        ...
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until `stop`, or until the mount is gone. Raises MountError."""
@@ -49,6 +54,8 @@ class Frontend(Protocol):
 
 class FuseFrontend:
     """A tree that this daemon shows, request by request."""
+
+    is_fixed: Final = False
 
     def __init__(self, session: Session, vfs: Vfs) -> None:
         """`session` is mounted, and not served yet."""

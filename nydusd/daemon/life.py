@@ -29,7 +29,7 @@ from nydusd.api.dispatch import Dispatcher
 from nydusd.api.server import serve as serve_api
 from nydusd.api.socket_file import SocketFile
 from nydusd.config.load import load as load_config
-from nydusd.config.model import Config, Secret
+from nydusd.config.model import Config, FrontendKind, Secret
 from nydusd.daemon import describe, predecessor, supervisor
 from nydusd.daemon.doors import OpenFrontend, Opening
 from nydusd.daemon.events import EventRing
@@ -183,7 +183,7 @@ class Daemon:
             await frontend.serve(task_status=task_status)
         finally:
             self._serving.set()
-        if not self._stopping:
+        if not self._stopping and frontend is self._frontend:
             log.info("the mount is gone, the daemon ends: mountpoint=%s", self._options.mountpoint)
             self.end()
 
@@ -196,6 +196,29 @@ class Daemon:
         if self._serving is not None:
             with trio.move_on_after(STOP_LIMIT_S):
                 await self._serving.wait()
+
+    async def _show_tree(self) -> None:
+        """Put a frontend that can lose its image in the place of one that cannot. Files that are open are lost.
+
+        Between the two nothing is mounted: for the kernel they are different mounts. If the second cannot
+        be had, the daemon ends.
+        """
+        async with self._changing:
+            old = self._frontend
+            if old is None or not old.is_fixed or self.state is not State.RUNNING:
+                return
+            with trio.CancelScope(shield=True):
+                old.unmount()
+                await self._stop_serving(old)
+                old.close()
+                options = self._options._replace(frontend=FrontendKind.AUTO)
+                opening = Opening(options, self._vfs, None, self._nursery)
+                try:
+                    self._frontend = await self._open_frontend(opening)
+                    await self._perform(Action.SERVE)
+                except NydusError:
+                    self.end()
+                    raise
 
     async def _invalidate(self, stale: Stale) -> None:
         if self._frontend is not None and self.state is State.RUNNING:
@@ -285,6 +308,8 @@ class Daemon:
     async def unmount(self, mountpoint: str) -> None:
         """Detach an image."""
         place = _checked(mountpoint)
+        self._mounts.get(place)
+        await self._show_tree()
         await self._mounts.unmount(place)
         self._settings.forget(place)
 

@@ -81,6 +81,8 @@ class MemoryPool:
 class StillFrontend:
     """A session in which nothing happens unless the test says so."""
 
+    is_fixed = False
+
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.stale: list[Stale] = []
