@@ -114,8 +114,10 @@ class NativeFiles:
                 self._relay.drop_file(nodeid)
 
 
-def _renumbered(segments: Buffer, numbers: "array[int]") -> bytearray:
-    """Return a copy of packed segments whose sources are the relay's numbers."""
+def _renumbered(segments: Buffer, numbers: "array[int]") -> Buffer:
+    """Return packed segments whose sources are the relay's numbers: a copy, unless they are that already."""
+    if all(position == number for position, number in enumerate(numbers)):
+        return segments  # a device's table, which stays in its file
     copy = bytearray(segments)
     sources = memoryview(copy).cast("I")[_SOURCE_WORD::_SEGMENT_WORDS]
     for position, source in enumerate(sources):

@@ -12,6 +12,7 @@ Raises   UnsupportedError if the image cannot be laid out. A file that is damage
          owner is made anew; a disk that is full or read-only is no error, there is no file then.
 """
 
+import gc
 import logging
 import mmap
 import os
@@ -96,6 +97,10 @@ def synthesise(
     identity = _Identity.of(bootstrap)
     metadata, segments, device_blocks = lay_out(bootstrap, int(time.time()))
     release_pages(bootstrap)
+    if not is_quick(bootstrap):
+        # The interpreter keeps freed tuples for later ones, and with them all memory around: 18 MiB after
+        # 100,000 inodes (measured). This lets them go.
+        gc.collect()
     content = memoryview(metadata + segments)
     header = Header(
         magic=MAGIC,
