@@ -6,7 +6,8 @@ Owns     the threads, their eventfd and queue; references to every buffer that C
 Callers  `take`, `answer` and what adds and drops: any thread, while the relay runs or not. `start`,
          `stop` and `close`: one caller at a time. The GIL is released while C works; the relay's
          threads never need it.
-Raises   OSError with C's errno, TimeoutError; ValueError for buffers of a wrong size.
+Raises   OSError with C's errno, TimeoutError; ValueError for buffers and numbers that do not fit each
+         other, OverflowError for numbers that no file has; MemoryError.
 Cancel   nothing here waits for the network. `stop` waits for threads, `drop_*` for READs that have
          begun, all of them at most for the disk.
 
