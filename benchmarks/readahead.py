@@ -1,4 +1,5 @@
-"""What readahead should the mounts have? Cold and warm `tar` and one large file, by `read_ahead_kb`.
+"""What readahead should the mounts have? Cold and warm `tar`, one large file and random
+reads, by `read_ahead_kb`.
 
     python -m benchmarks readahead [--tree-kib 128 1024] [--device-kib 128 1024] [--variant 'direct=...']
 
@@ -25,8 +26,11 @@ from benchmarks.process import Daemon, drop_caches
 from benchmarks.rows import EROFS
 from benchmarks.table import lines_of
 
+RANDOM_KIB = (
+    128  # a window too large shows here: what is read ahead of a random place is for nothing
+)
 HEAD = ("frontend", "tree KiB", "device KiB", "cold tar s", "cold MiB", "warm tar s")
-SEQUENTIAL_HEAD = "sequential MiB/s"
+READS_HEAD = ("sequential MiB/s", f"random {RANDOM_KIB} KiB per s")
 TRIES = 10
 
 
@@ -85,7 +89,7 @@ def main(argv: list[str]) -> None:
         folder = Path(name)
         with scene.scene(options, folder) as stage:
             print(f"{stage.title}; medians of {options.rounds}\n", flush=True)
-            print(lines_of([(*HEAD, SEQUENTIAL_HEAD)]), flush=True)
+            print(lines_of([(*HEAD, *READS_HEAD)]), flush=True)
             for chosen in contestants(options, folder, stage.subject, stage.chunk_count):
                 who, _ = chosen.rehearsed(stage.host)
                 study(who, stage, options)
@@ -137,8 +141,12 @@ def once(
         warm_s = walks.tar(life.mountpoint, least, stage.victim.path)
         drop_caches()
         speed = reads.sequential(life.mountpoint, source, stage.big)
+        drop_caches()
+        reads.prime(who.cache.data)
+        plan = reads.plan_reads(source, stage.large, RANDOM_KIB)
+        per_s, _ = reads.random_reads(life.mountpoint, source, plan, 1)
         walks.check_same(life.mountpoint, source)
-    return (cold_s, cold_mib, warm_s, speed), actual
+    return (cold_s, cold_mib, warm_s, speed, per_s), actual
 
 
 def carried(stage: scene.Scene) -> int:
