@@ -1,9 +1,14 @@
 """The kernel's own EROFS shows old images through metadata made for them: every path, attribute and byte."""
 
+import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +19,13 @@ from nydusd.builder.options import BuildOptions
 from nydusd.rafs.bootstrap import open_bootstrap
 from nydusd.rafs.erofs_from_v5 import ErofsImage, lay_out
 from nydusd.rafs.v5 import BootstrapV5, open_v5
+from nydusd.storage.synthesised import synthesise
 from nydusd.units import GIB, KIB, MIB
 from tests.support.erofs_from_v5 import NOW_S, write_device
-from tests.support.erofs_mounts import erofs, needs_erofs
+from tests.support.erofs_mounts import MNT_DETACH, MS_RDONLY, erofs, libc, needs_erofs
 from tests.support.image_trees import folder_tree
 from tests.support.mounted_tree import walk
+from tests.support.mounts import is_mounted, temporary_mountpoint, wait_until
 from tests.support.rafs_v5_image import Node, directory, make_image, regular
 from tests.support.source_trees import write_tree
 from tests.support.tree import quote
@@ -163,3 +170,89 @@ def stretched(bootstrap: bytes, node: Node, repeats: int) -> bytes:
     size = repeats * step + last.uncompressed_size
     INODE.pack_into(out, node.position, record._replace(i_size=size, i_child_count=repeats + 1))
     return bytes(out)
+
+
+# ---- the daemon -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def daemon(folder: Path, mountpoint: Path) -> Iterator[Path]:
+    """A nydusd that shows the v5 image in `folder` through EROFS; ends by SIGTERM with status 0."""
+    config = {
+        "device": {
+            "backend": {"type": "localfs", "config": {"dir": str(folder / "blobs")}},
+            "cache": {"type": "blobcache", "config": {"work_dir": str(folder / "cache")}},
+        },
+        "mode": "direct",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    root = Path(__file__).parents[2]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nydusd.cli.nydusd", "fuse", "--frontend", "erofs",
+             "--config", folder / "config.json", "--bootstrap", folder / "boot",
+             "--mountpoint", mountpoint, "--apisock", folder / "api.sock"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )  # fmt: skip
+    try:
+        wait_until(
+            lambda: is_mounted(mountpoint) or process.poll() is not None, "the image is mounted"
+        )
+        assert process.poll() is None, (folder / "log").read_text()
+        assert kind_of_mount(mountpoint) == "erofs", (folder / "log").read_text()
+        yield mountpoint
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+        libc.umount2(os.fsencode(mountpoint), MNT_DETACH)
+
+
+def kind_of_mount(mountpoint: Path) -> str:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    found = [
+        line.split(" - ")[1].split()[0] for line in lines if line.split()[4] == str(mountpoint)
+    ]
+    return found[-1] if found else "none"
+
+
+def test_the_daemon_shows_an_old_image_through_erofs_cold_warm_and_after_damage(
+    tmp_path: Path,
+) -> None:
+    source = write_tree(tmp_path / "source", entries=300)
+    options = BuildOptions(codec=Codec.ZSTD, chunk_size=64 * KIB, fs_version=5)
+    build_image(source, options, tmp_path / "boot", tmp_path / "blobs")
+    wanted = folder_tree(source)
+    with temporary_mountpoint() as mountpoint:
+        with daemon(tmp_path, mountpoint) as mounted:
+            assert folder_tree(mounted) == wanted
+        (kept,) = (tmp_path / "cache").glob("*.erofs")
+        good = kept.stat()
+        with daemon(tmp_path, mountpoint) as mounted:
+            assert folder_tree(mounted) == wanted
+        assert kept.stat().st_ino == good.st_ino
+        with kept.open("r+b") as file:
+            file.seek(good.st_size // 2)
+            file.write(b"damage")
+        with daemon(tmp_path, mountpoint) as mounted:
+            assert folder_tree(mounted) == wanted
+        assert kept.stat().st_ino != good.st_ino
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_disk_that_takes_no_metadata_leaves_no_trace(
+    tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_image(directory(b"/", *(regular(b"%04d" % number) for number in range(1000))))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    flags = MS_RDONLY if fault == "read-only" else 0
+    assert libc.mount(b"none", os.fsencode(disk), b"tmpfs", flags, b"size=64k") == 0
+    try:
+        assert synthesise(open_v5(made.bootstrap, "boot"), disk, []) is None
+        assert list(disk.iterdir()) == []
+    finally:
+        libc.umount2(os.fsencode(disk), MNT_DETACH)
+    assert "metadata is not kept" in caplog.text
