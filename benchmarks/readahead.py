@@ -24,7 +24,7 @@ from benchmarks import mounts, reads, scene, walks
 from benchmarks.contestants import Contestant, add_arguments, contestants
 from benchmarks.process import Daemon, drop_caches
 from benchmarks.rows import EROFS
-from benchmarks.table import lines_of
+from benchmarks.table import lines_of, number
 
 RANDOM_KIB = (
     128  # a window too large shows here: what is read ahead of a random place is for nothing
@@ -113,7 +113,7 @@ def study(who: Contestant, stage: scene.Scene, options: argparse.Namespace) -> N
     for windows, rounds in found.items():
         tree, device = actual[windows]
         own_mark = " (its own)" if windows == (None, None) else ""
-        cells = [f"{median(c):.3g}" if c[0] else "" for c in zip(*rounds, strict=True)]
+        cells = [number(median(c) or None) for c in zip(*rounds, strict=True)]
         line = (who.column, f"{tree}{own_mark}", "" if device is None else device, *cells)
         print(lines_of([line]).splitlines()[0], flush=True)
 

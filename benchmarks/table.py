@@ -43,7 +43,7 @@ class Table:
         ]
         lines = [["row", *self.columns, *(f"{column} / {base}" for column, base in pairs)]]
         for row in ROWS:
-            cells = [_number(self.median(row, column)) for column in self.columns]
+            cells = [number(self.median(row, column)) for column in self.columns]
             if any(cells):
                 ratios = [self.ratio(row, *pair) for pair in pairs]
                 lines.append(
@@ -82,7 +82,8 @@ def lines_of(rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|---" * (lines[0].count("|") - 1) + "|", *lines[1:]])
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return three digits of a value, more where it is larger; nothing for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
