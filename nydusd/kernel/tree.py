@@ -149,12 +149,13 @@ class Tree:
             raise
         self.stats.count(Op.READDIRPLUS, ino)
         for entry in entries:
-            if entry.name in (b".", b".."):
+            name, child, _ = entry
+            if name == b"." or name == b"..":
                 yield entry, None
-            elif _impossible(entry.name) or not 0 <= entry.ino <= INO_MAX:
-                log.debug("entry left out: directory=%s name=%r ino=%s", ino, entry.name, entry.ino)
+            elif _impossible(name) or not 0 <= child <= INO_MAX:
+                log.debug("entry left out: directory=%s name=%r ino=%s", ino, name, child)
             else:
-                yield entry, self._present_or_none(entry.ino)
+                yield entry, self._present_or_none(child)
 
     def read_now(self, ino: int, offset: int, size: int) -> Buffer | None:
         """Return what `read` would, if it need not wait, and None, uncounted, if it must."""
@@ -274,19 +275,11 @@ class Tree:
                 mtime_s -= 1 << 64
             written_ns = mtime_s * _NS_PER_S + min(mtime_ns, _NS_PER_S - 1)
             others_ns = 0
+        # fmt: off
         return Attributes(
-            ino,
-            mode,
-            nlink,
-            uid,
-            gid,
-            rdev,
-            size,
-            blocks,
-            others_ns,
-            written_ns,
-            others_ns,
+            ino, mode, nlink, uid, gid, rdev, size, blocks, others_ns, written_ns, others_ns
         )
+        # fmt: on
 
     def _directory(self, ino: int) -> Inode:
         inode = self._inode(ino)

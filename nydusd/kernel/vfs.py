@@ -53,14 +53,9 @@ class Entry(NamedTuple):
     attributes: Attributes
 
 
-class DirectoryEntry(NamedTuple):
-    """One line of a listing."""
-
-    name: bytes
-    cookie: int  # the position behind it
-    nodeid: int
-    generation: int
-    attributes: Attributes | None  # None: only the number is known; `.`, `..`, a broken inode
+# One line of a listing: name, cookie behind it, nodeid, generation, attributes. No attributes where only the
+# number is known: of `.`, `..`, a broken inode. A plain tuple: there are tens of thousands.
+Line = tuple[bytes, int, int, int, Attributes | None]
 
 
 class Stale(NamedTuple):
@@ -319,17 +314,18 @@ class Vfs:
         mount, ino = self._in_image(nodeid)
         return mount.tree.readlink(ino)
 
-    def readdir(self, nodeid: int, after: int) -> Iterator[DirectoryEntry]:
+    def readdir(self, nodeid: int, after: int) -> Iterator[Line]:
         """Yield the entries behind cookie `after`. Errors come with the first one, or in between."""
         place = self._place(nodeid)
         if isinstance(place, _PseudoDirectory):
             children = list(place.children.values())
             for position, child in enumerate(children[after:], after + 1):
-                yield DirectoryEntry(child.name, position, *child.entry())
+                yield child.name, position, *child.entry()
             return
         mount, directory = place
+        high, generation = mount.index << INDEX_SHIFT, mount.generation
         for (name, ino, cookie), attributes in mount.tree.readdir(directory, after):
-            yield DirectoryEntry(name, cookie, mount.nodeid(ino), mount.generation, attributes)
+            yield name, cookie, high | ino, generation, attributes
 
     async def read(self, nodeid: int, offset: int, size: int) -> Buffer:
         """Return file bytes [offset, offset + size), fewer only at the end of the file.

@@ -62,6 +62,10 @@ _LAYOUTS: Final = {  # by file type (spec rafs-v6 §7)
 }
 _U16: Final = Struct("<H")
 _U32: Final = Struct("<I")
+# Plain tuples of the records' fields, without a look at the end of the file: for whoever has had one.
+_COMPACT: Final = Struct("<" + COMPACT_INODE.codes).unpack_from
+_EXTENDED: Final = Struct("<" + EXTENDED_INODE.codes).unpack_from
+_DIRENTS: Final = Struct("<" + DIRENT.codes).iter_unpack
 _DIRENT_BYTES: Final = DIRENT.size_bytes
 _NAMEOFF: Final = 8  # within a dirent
 
@@ -128,49 +132,46 @@ class BootstrapV6:
         return self._inode(ino)
 
     def _inode(self, nid: int) -> Inode:
+        """Return an inode whose record holds to the rules. Listings ask for each name: few calls here."""
+        data, size_bytes = self._data, self._size
         position = self._geometry.meta_offset + nid * NID_UNIT
-        if nid > INO_MAX or position + COMPACT_INODE.size_bytes > self._size:
+        if nid > INO_MAX or position + COMPACT_INODE.size_bytes > size_bytes:
             raise self._error("nid", nid, "lies outside the file")
-        if self._data[position] & FORMAT_EXTENDED:
-            if position + EXTENDED_INODE.size_bytes > self._size:
+        if data[position] & FORMAT_EXTENDED:
+            behind = position + EXTENDED_INODE.size_bytes
+            if behind > size_bytes:
                 raise self._error("nid", nid, "of an extended inode, which ends outside the file")
-            extended = EXTENDED_INODE.read(self._data, position)
-            i_format, _, mode, size, i_u, _, uid, gid, mtime_s, mtime_ns, nlink = extended
-            rdev = i_u
-        else:
-            i_format, _, mode, nlink, size, i_u, _, uid, gid = COMPACT_INODE.read(
-                self._data, position
+            i_format, icount, mode, size, i_u, _, uid, gid, mtime_s, mtime_ns, nlink = _EXTENDED(
+                data, position
             )
-            mtime_s = mtime_ns = rdev = 0
+        else:
+            behind = position + COMPACT_INODE.size_bytes
+            i_format, icount, mode, nlink, size, i_u, _, uid, gid = _COMPACT(data, position)
+            mtime_s = mtime_ns = 0
         file_type = S_IFMT(mode)
+        rdev = 0
         if i_format >> 1 not in _LAYOUTS.get(file_type, ()):
             raise self._bad_layout(nid, i_format, mode)
         if size > SIZE_MAX:
             raise self._error(f"i_size of inode {nid}", size, f"must be at most {SIZE_MAX}")
         if mtime_ns >= NSEC_PER_S:
             raise self._error(f"i_mtime_nsec of inode {nid}", mtime_ns, "is a second or more")
-        if file_type == S_IFLNK and not 0 < size <= SYMLINK_BYTES_MAX:
-            rule = f"must be 1 to {SYMLINK_BYTES_MAX} for a symlink"
-            raise self._error(f"i_size of inode {nid}", size, rule)
         if file_type == S_IFREG:
             if not i_u & CHUNK_FORMAT_INDEXES:
                 raise self._error(f"i_u of inode {nid}", f"{i_u:#x}", "must say index entries")
             chunks = -(-size // self._geometry.chunk_size)
-            if self._indexes(position) + chunks * CHUNK_INDEX.size_bytes > self._size:
+            indexes = _indexes_behind(behind + _xattr_bytes(icount))
+            if indexes + chunks * CHUNK_INDEX.size_bytes > size_bytes:
                 rule = f"but its {chunks} index entries end outside the file"
                 raise self._error(f"i_size of inode {nid}", size, rule)
+        elif file_type == S_IFLNK:
+            if not 0 < size <= SYMLINK_BYTES_MAX:
+                rule = f"must be 1 to {SYMLINK_BYTES_MAX} for a symlink"
+                raise self._error(f"i_size of inode {nid}", size, rule)
+        elif file_type in (S_IFCHR, S_IFBLK) and i_format & FORMAT_EXTENDED:
+            rdev = i_u
         return Inode(
-            ino=nid,
-            mode=mode,
-            nlink=nlink,
-            uid=uid,
-            gid=gid,
-            rdev=rdev if file_type in (S_IFCHR, S_IFBLK) else 0,
-            size=size,
-            blocks=(size + 511) // 512,
-            mtime_s=mtime_s,
-            mtime_ns=mtime_ns,
-            position=position,
+            nid, mode, nlink, uid, gid, rdev, size, size + 511 >> 9, mtime_s, mtime_ns, position
         )
 
     def _bad_layout(self, nid: int, i_format: int, mode: int) -> FormatError:
@@ -228,12 +229,22 @@ class BootstrapV6:
     def _block_entries(
         self, offset: int, length: int, count: int, skip: int, seen: int
     ) -> Iterator[DirEntry]:
+        block = self._data[offset : offset + length]
+        table = [*_DIRENTS(block[: count * _DIRENT_BYTES])]
+        ends = [start for _, start, _ in table[1:]]
+        ends.append(length)
+        names_at = count * _DIRENT_BYTES
         for number in range(max(skip, 0), count):
-            name = self._name(offset, length, count, number)
+            nid, start, _ = table[number]
+            end = ends[number]
+            if not names_at <= start <= end <= length:
+                raise self._misplaced(offset, number, start, end, length)
+            name = block[start:end]
+            if number == count - 1:
+                name = name.partition(b"\0")[0]
             if not 0 < len(name) <= NAME_BYTES_MAX or b"/" in name or b"\0" in name:
                 where = f"name {number} of the directory block at {offset}"
                 raise self._error(where, name[:NAME_BYTES_MAX], "cannot be a name")
-            nid = DIRENT.read(self._data, offset + number * _DIRENT_BYTES).nid
             yield DirEntry(name, min(nid, INO_MAX), seen + number + 1)
 
     def _flat(self, inode: Inode) -> _Flat:
@@ -291,11 +302,16 @@ class BootstrapV6:
         last = number == count - 1
         end: int = length if last else _U16.unpack_from(self._data, at + _DIRENT_BYTES)[0]
         if not count * _DIRENT_BYTES <= start <= end <= length:
-            where = f"name {number} of the directory block at {offset}"
-            rule = f"must lie behind the entries and within {length}"
-            raise self._error(where, f"at {start} to {end}", rule)
+            raise self._misplaced(offset, number, start, end, length)
         name = self._data[offset + start : offset + end]
         return name.partition(b"\0")[0] if last else name
+
+    def _misplaced(
+        self, offset: int, number: int, start: int, end: int, length: int
+    ) -> FormatError:
+        where = f"name {number} of the directory block at {offset}"
+        rule = f"must lie behind the entries and within {length}"
+        return self._error(where, f"at {start} to {end}", rule)
 
     # Targets and xattrs
 
@@ -342,7 +358,7 @@ class BootstrapV6:
     def _indexes(self, position: int) -> int:
         """Return where the chunk indexes of the inode at `position` start."""
         _, behind, _ = self._body(position)
-        return behind + -behind % CHUNK_INDEX.size_bytes
+        return _indexes_behind(behind)
 
     def extents(self, inode: Inode, offset: int, size: int) -> list[Extent]:
         """Return the extents of file bytes [offset, offset + size), clipped at the end of the file."""
@@ -412,6 +428,11 @@ class BootstrapV6:
 
     def _error(self, field: str, value: object, rule: str) -> FormatError:
         return FormatError(field, value, rule, self._source)
+
+
+def _indexes_behind(position: int) -> int:
+    """Return where chunk indexes start behind inode and xattrs."""
+    return position + -position % CHUNK_INDEX.size_bytes
 
 
 def _xattr_bytes(icount: int) -> int:

@@ -39,7 +39,7 @@ def walk(vfs: Vfs, path: str) -> Entry:
 
 
 def names(vfs: Vfs, nodeid: int, after: int = 0) -> list[bytes]:
-    return [line.name for line in vfs.readdir(nodeid, after)]
+    return [name for name, *_ in vfs.readdir(nodeid, after)]
 
 
 def mode_of(entry: Entry) -> int:
