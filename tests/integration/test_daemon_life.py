@@ -1,7 +1,6 @@
 """`nydusd fuse` as a process: real mounts of an image built here, and every way it ends (spec api §6, §8)."""
 
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -11,78 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.mounts import is_mounted, temporary_mountpoint, umount_lazily, wait_until
+from tests.support.mounts import is_mounted, temporary_mountpoint, umount_lazily
+from tests.support.processes import PATIENCE_S, ROOT, Api, Process
 
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30.0
 BIG = bytes(range(256)) * 8192  # 2 MiB
-
-
-class Api(http.client.HTTPConnection):
-    """One connection to the daemon's socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("unix", timeout=PATIENCE_S)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(PATIENCE_S)
-        self.sock.connect(self._path)
-
-    def ask(self, method: str, target: str, body: object = None) -> tuple[int, Any]:
-        text = None if body is None else json.dumps(body)
-        self.request(method, f"/api/v1{target}", text)
-        answer = self.getresponse()
-        content = answer.read()
-        return answer.status, json.loads(content) if content else None
-
-
-class Process:
-    """One daemon: its directory, its mountpoint, and the process."""
-
-    def __init__(self, folder: Path, mountpoint: Path, *words: str) -> None:
-        self.socket = folder / "api.sock"
-        self.mountpoint = mountpoint
-        self.log = folder / "log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "nydusd.cli.nydusd", "fuse",
-                 "--mountpoint", str(mountpoint), "--apisock", str(self.socket), *words],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-
-    def state(self) -> str | None:
-        """Return the reported state, None as long as nobody answers."""
-        assert self.process.poll() is None, f"it ended: {self.log.read_text()}"
-        try:
-            return str(self.ask("GET", "/daemon")[1]["state"])
-        except (FileNotFoundError, ConnectionRefusedError):
-            return None
-
-    def running(self) -> "Process":
-        wait_until(lambda: self.state() == "RUNNING", "the daemon is RUNNING")
-        return self
-
-    def ask(self, method: str, target: str, body: object = None) -> tuple[int, Any]:
-        with contextlib.closing(Api(self.socket)) as api:
-            return api.ask(method, target, body)
-
-    def wait(self) -> int:
-        """Return the exit status; a failure says why in the test's output."""
-        status = self.process.wait(PATIENCE_S)
-        if status:
-            sys.stderr.write(self.log.read_text())
-        return status
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
