@@ -188,6 +188,7 @@ static void *run(void *argument)
     struct nd_worker *worker = argument;
     nd_relay *relay = worker->relay;
     uint8_t request[ND_REQUEST_BYTES_MAX];
+    pthread_setname_np(pthread_self(), "relay"); /* for ps and top */
     bool goes_on = true;
     while (goes_on && !__atomic_load_n(&relay->is_stopping, __ATOMIC_RELAXED)) {
         ssize_t length = read(relay->devices[worker->device], request, sizeof request);
@@ -265,11 +266,12 @@ int nd_relay_stop(nd_relay *relay, unsigned timeout_ms)
         for (unsigned i = 0; i < relay->started; i++)
             if (!relay->workers[i].has_ended)
                 pthread_kill(relay->workers[i].thread, STOP_SIGNAL);
-        uint64_t again_us = now_us() + STOP_AGAIN_US;
-        if (again_us > deadline_us + STOP_AGAIN_US) {
+        uint64_t again_us = now_us();
+        if (again_us > deadline_us) {
             pthread_mutex_unlock(&relay->lock);
             return -ETIMEDOUT;
         }
+        again_us += STOP_AGAIN_US;
         struct timespec again = {(time_t)(again_us / 1000000), (long)(again_us % 1000000) * 1000};
         pthread_cond_timedwait(&relay->changed, &relay->lock, &again);
     }

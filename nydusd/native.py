@@ -1,4 +1,4 @@
-"""The typed edge of the C module: nothing else imports `nydusd._native`.
+"""The typed edge of the C module: nothing else imports `nydusd._native` but native_relay.py.
 
 Owns     nothing. Every function works on buffers and file descriptors of the caller, checks all sizes
          against them and keeps no pointer after it returns.
