@@ -116,8 +116,11 @@ class Chunk(NamedTuple):
         return self.uncompressed_offset + self.uncompressed_size
 
 
+BLOCK_BYTES = 4096  # the unit of a layout, and of every device made of blobs
+
+
 class PlainLayout(NamedTuple):
-    """Where the chunks of a blob lie in its plain address space, in blocks of 4096 bytes."""
+    """Where the chunks of a blob lie in its plain address space, in blocks."""
 
     blocks: "memoryview[int]"  # u32 per chunk, by its number: its first block; ascending
     is_dense: bool  # no whole block before the last chunk's end that no chunk covers, and no other behind it

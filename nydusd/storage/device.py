@@ -10,9 +10,10 @@ Cancel   a cancelled caller stops waiting; fetches go on for the others.
 from pathlib import Path
 from typing import Protocol
 
+from nydusd.blob.model import BLOCK_BYTES
 from nydusd.records import Buffer
 from nydusd.storage.lazy_blob import LazyBlob
-from nydusd.storage.native_map import BLOCK_BYTES, NativeMap
+from nydusd.storage.native_map import NativeMap
 
 
 class Device(Protocol):

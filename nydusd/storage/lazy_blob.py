@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from nydusd.blob.model import BlobInfo, ChunkTable
+from nydusd.blob.model import BLOCK_BYTES, BlobInfo, ChunkTable
 from nydusd.errors import FormatError
 from nydusd.rafs.model import Bootstrap, Extent
 from nydusd.records import Buffer
@@ -29,7 +29,6 @@ from nydusd.storage.cache.files import CacheFile
 from nydusd.storage.cached_chunks import CachedChunks, Run
 from nydusd.storage.chunk_records import ChunkRecords
 from nydusd.storage.fetching import BlobResources, Fetcher
-from nydusd.storage.native_map import BLOCK_BYTES
 from nydusd.storage.stats import CacheStats
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class LazyBlob:
         )
         self._cached = CachedChunks(file, resources.workers, validate=validate)
         self._fetcher = Fetcher(info, self._records, resources, self._cached, stats, amplify_bytes)
-        self._fills = 0  # whose answers will count as native hits, but are none
+        self._fills = 0  # whose answers will look like hits, but are none
         self._ended = trio.Event()
 
     # ---- life ---------------------------------------------------------------------------------
@@ -208,7 +207,10 @@ class LazyBlob:
         return answer
 
     def _count_hit(self, table: ChunkTable, chunks: Sequence[int]) -> None:
-        self._stats.partial_hits += 1
+        if self._fills:
+            self._fills -= 1
+        else:
+            self._stats.partial_hits += 1
         self._fetcher.continue_streams(table, chunks)
 
     async def _agreeing_table(self, extents: Sequence[Extent]) -> ChunkTable:

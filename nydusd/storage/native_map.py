@@ -6,8 +6,7 @@ A file is either *flat*, which is what a blob device is: file offset = cache off
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, NamedTuple
 
 from nydusd.native_relay import SEGMENT
 from nydusd.rafs.model import Extent
@@ -16,11 +15,8 @@ from nydusd.records import Buffer
 if TYPE_CHECKING:
     from nydusd.storage.lazy_blob import LazyBlob
 
-BLOCK_BYTES: Final = 4096  # the unit of `blocks`, and of every device size
 
-
-@dataclass(frozen=True, slots=True)
-class NativeMap:
+class NativeMap(NamedTuple):
     """Where the bytes of one file lie. Exactly one of `blocks` and `segments` is given."""
 
     size: int  # bytes of the file

@@ -125,6 +125,16 @@ async def test_the_native_answer_to_what_was_just_filled_is_a_read_but_no_hit(
         assert (blob.stats.total, blob.stats.partial_hits) == (2, 1)
 
 
+async def test_reading_what_was_just_filled_is_no_hit_either(open_blob, made, backend):
+    async with open_blob(made, backend) as blob:
+        await blob.fill(0, 8192)
+        await blob.read_plain(0, 8192)
+        assert (blob.stats.total, blob.stats.partial_hits) == (1, 0)
+        await blob.read_plain(0, 8192)
+        hit(source_of(blob))
+        assert (blob.stats.total, blob.stats.partial_hits) == (3, 2)
+
+
 async def test_a_fill_that_fails_is_a_read(open_blob, made, backend):
     backend.failures.append(BackendError("registry is down", temporary=True))
     async with open_blob(made, backend) as blob:

@@ -8,11 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from nydusd.blob.model import BlobInfo
+from nydusd.blob.model import BLOCK_BYTES, BlobInfo
 from nydusd.errors import BackendError, ClosedError, FormatError, IntegrityError
 from nydusd.storage.backend.base import Priority
 from nydusd.storage.device import BlobDevice
-from nydusd.storage.native_map import BLOCK_BYTES
 from tests.support.blobs import MadeBlob, make_blob
 from tests.support.memory_backend import MemoryBackend
 from tests.support.plain import plain_of
