@@ -190,6 +190,15 @@ async def test_a_slow_drip_ends_when_the_call_s_time_is_up(
         assert await backend.read(BLOB_ID, 0, 100) == DATA[:100]
 
 
+async def test_a_server_slower_than_any_limit_for_one_wait_is_not_silent(
+    nursery: trio.Nursery,
+) -> None:
+    double = double_with(Drip(0.4))
+    async with served(nursery, double) as backend:  # limit 1 s
+        assert await backend.read(BLOB_ID, 0, 6) == DATA[:6]
+        assert backend.stats.read_errors == 0
+
+
 async def test_idle_connections_that_died_silently_cost_one_attempt_together(
     nursery: trio.Nursery,
 ) -> None:

@@ -47,7 +47,9 @@ def shown_url(url: str) -> str:
 
 def one_line(text: str, max_chars: int) -> str:
     """Return text as one printable line of at most `max_chars` characters."""
-    plain = "".join(char if char.isprintable() else " " for char in text[: 16 * max_chars])
+    plain = text[: 16 * max_chars]
+    if not plain.isprintable():
+        plain = "".join(char if char.isprintable() else " " for char in plain)
     plain = " ".join(plain.split())
     return plain if len(plain) <= max_chars else plain[: max_chars - 1] + "…"
 
