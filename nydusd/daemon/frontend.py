@@ -9,6 +9,7 @@ from typing import Final, Protocol, Self
 
 import trio
 
+from nydusd.kernel import readahead
 from nydusd.kernel.namespace import Namespace
 from nydusd.kernel.session import THREADS_DEFAULT, Session
 from nydusd.kernel.stats import InFlightRequest
@@ -61,7 +62,6 @@ class FuseFrontend:
         """`session` is mounted, and not served yet."""
         self._session = session
         self._namespace = Namespace(vfs)
-        self.prime = session.prime
         self.stop = session.stop
         self.invalidate = session.invalidate
         self.unmount = session.unmount
@@ -73,6 +73,11 @@ class FuseFrontend:
     ) -> Self:
         """Mount at an existing directory; `threads` and `clones` as Session.mount. Raises MountError."""
         return cls(Session.mount(mountpoint, threads=threads, clones=clones), vfs)
+
+    async def prime(self) -> None:
+        """Have the kernel ask for the root once, and read files ahead as far as suits us."""
+        readahead.widen(self._session.connection_id)
+        await self._session.prime()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until the session ends."""
