@@ -4,11 +4,12 @@ Callers  frontends, after INIT, which can only make the kernel's own default sma
 Raises   nothing: a sysfs that is not there or not to be written leaves the default, 128 KiB.
 
 Measured with a warm cache and a dropped page cache, 660 MB of 54,000 files through EROFS on one device: 128,
-256, 512 and 1,024 KiB are the same for `tar` within the noise (1.8 s); a sequential reader of a file of 76 MB gets
-1.2 to 1.3 GB/s with each, and in the tree 0.9 to 1.8 GB/s with 128 KiB, 1.4 to 1.8 GB/s with 512. What differs is the number of READs, 5,200 with 128 KiB and 1,360 with 512, each of which is a
-wake-up and a reply; and on a cold cache, what is asked of the registry beyond what is wanted. Larger windows than
-512 KiB save little of the one and cost more of the other. What is fetched ahead from the registry is not decided
-here but in storage/readahead.py.
+256, 512 and 1,024 KiB are the same for `tar` within the noise (1.8 s); a sequential reader of a file of 76 MB
+gets 1.2 to 1.3 GB/s with each, and in the tree 0.9 to 1.8 GB/s with 128 KiB, 1.4 to 1.8 GB/s with 512. What
+differs is the number of READs, 5,200 with 128 KiB and 1,360 with 512, each of which is a wake-up and a reply; and
+on a cold cache, what is asked of the registry beyond what is wanted. Larger windows than 512 KiB save little of
+the one and cost more of the other. What is fetched ahead from the registry is not decided here but in
+storage/readahead.py.
 """
 
 import logging
