@@ -10,8 +10,7 @@ Cancel   a cancelled `read` waits for its thread; nothing is left behind.
 
 import logging
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -61,15 +60,14 @@ class CachedChunks:
 
     # ---- life ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep descriptors open for the length of the block."""
+    def __enter__(self) -> None:
+        """Keep descriptors open for the length of the block. Blocks of many tasks may overlap."""
         self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            self._close_unless_used()
+
+    def __exit__(self, *_: object) -> None:
+        """Let them go."""
+        self._users -= 1
+        self._close_unless_used()
 
     def close(self) -> None:
         """End native use now; close the files when the last reader has gone."""

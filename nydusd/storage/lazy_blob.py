@@ -111,7 +111,7 @@ class LazyBlob:
         One copy where everything is ready and contiguous: pread into the result.
         """
         self._stats.total += 1
-        with self._cached.in_use():
+        with self._cached:
             table = await self._agreeing_table(extents)
             return await self._answer(table, _of_extents(extents))
 
@@ -132,7 +132,7 @@ class LazyBlob:
     async def read_plain(self, offset: int, length: int) -> Buffer:
         """Return plain bytes [offset, offset + length); holes, and what lies past the end, are zeros."""
         self._stats.total += 1
-        with self._cached.in_use():
+        with self._cached:
             table = await self._records.plain_table(self._fetcher.nursery)
             wanted = self._of_range(table, offset, length)
             data = await self._answer(table, wanted)
@@ -152,7 +152,7 @@ class LazyBlob:
         answer is the one that counts as a read.
         """
         try:
-            with self._cached.in_use():
+            with self._cached:
                 table = await self._records.plain_table(self._fetcher.nursery)
                 start = _chunk_before(table, offset)
                 return await self._fill(
@@ -165,7 +165,7 @@ class LazyBlob:
     async def fill_extents(self, extents: Sequence[Extent]) -> dict[int, Buffer]:
         """Have the chunks of `extents` fetched, all of this blob; else as `fill`."""
         try:
-            with self._cached.in_use():
+            with self._cached:
                 table = await self._agreeing_table(extents)
                 return await self._fill(table, _of_extents(extents))
         except BaseException:
