@@ -29,16 +29,15 @@ LEVEL = {
     "cli": 10,
 }
 FOREIGN = {  # what the pure rooms, and those that must not know the kernel or HTTP, may never import
-    "blob": {"trio", "httpx", "pyfuse3", "h11"},
-    "rafs": {"trio", "httpx", "pyfuse3", "h11"},
-    "config": {"trio", "httpx", "pyfuse3", "h11"},
-    "native": {"trio", "httpx", "pyfuse3", "h11"},
-    "native_erofs": {"trio", "httpx", "pyfuse3", "h11"},
-    "native_relay": {"trio", "httpx", "pyfuse3", "h11"},
-    "storage": {"pyfuse3"},
+    "blob": {"trio", "httpx", "h11"},
+    "rafs": {"trio", "httpx", "h11"},
+    "config": {"trio", "httpx", "h11"},
+    "native": {"trio", "httpx", "h11"},
+    "native_erofs": {"trio", "httpx", "h11"},
+    "native_relay": {"trio", "httpx", "h11"},
     "kernel": {"httpx", "h11"},
-    "metrics": {"httpx", "h11", "pyfuse3"},
-    "api": {"httpx", "pyfuse3"},
+    "metrics": {"httpx", "h11"},
+    "api": {"httpx"},
 }
 TYPED_EDGES = {"native.py", "native_erofs.py", "native_relay.py"}  # functions; a walk; threads
 
