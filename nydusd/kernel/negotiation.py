@@ -25,55 +25,48 @@ MINOR: Final = 45  # what we know of; the kernel uses the smaller of this and it
 
 
 class Feature(IntFlag):
-    """FUSE_* bits of INIT. The comment tells why we want it, or why not."""
+    """FUSE_* bits of INIT. The comment tells why we want one, or why not."""
 
-    # Wanted:
-    ASYNC_READ = (
-        1 << 0
-    )  # several reads of one file at once: readahead does not wait for its forerunner
-    DO_READDIRPLUS = (
-        1 << 13
-    )  # names come with attributes: `find -printf %s` needs no LOOKUP for each
-    READDIRPLUS_AUTO = 1 << 14  # but not for `ls`, which would not use them
-    ASYNC_DIO = 1 << 15  # a large O_DIRECT read is split into parts that run side by side
-    PARALLEL_DIROPS = (
-        1 << 18
-    )  # lookups in one directory side by side; without, a mutex per directory
+    # ---- wanted ----
+    # Several reads of one file at once: readahead does not wait for its forerunner.
+    ASYNC_READ = 1 << 0
+    # Names come with attributes: `find -printf %s` needs no LOOKUP for each.
+    DO_READDIRPLUS = 1 << 13
+    # O_DIRECT: the parts of a large read run side by side, and io_submit does not wait for any.
+    ASYNC_DIO = 1 << 15
+    # Lookups in one directory run side by side; without, a mutex per directory.
+    PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22  # requests of more than 32 pages: see MAX_PAGES_COUNT
     CACHE_SYMLINKS = 1 << 23  # targets never change
     INIT_EXT = 1 << 30  # the kernel looks at our upper 32 bits, and we at its
 
-    # Never, for images do not change:
-    AUTO_INVAL_DATA = 1 << 12  # would drop pages when a getattr shows another mtime
-    EXPLICIT_INVAL_DATA = 1 << 25  # the opposite promise; nothing asks for attributes anew anyway
-    WRITEBACK_CACHE = 1 << 16  # nothing is written
-    BIG_WRITES = 1 << 5
+    # ---- not wanted, for images do not change ----
     ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
+    AUTO_INVAL_DATA = 1 << 12  # would drop pages when a getattr shows another mtime
+    WRITEBACK_CACHE = 1 << 16
+    EXPLICIT_INVAL_DATA = 1 << 25  # the opposite promise; nothing asks for attributes anew anyway
     HANDLE_KILLPRIV_V2 = 1 << 28
-    # Never, for what it would cost or change:
-    READDIRPLUS_AUTO = (
-        1 << 14
-    )  # attributes with the first page of a listing only: of 15,600 names of a
-    #                             `find -printf %s` 1,300 were looked up one by one; we read inodes anyway
-    EXPORT_SUPPORT = (
-        1 << 4
-    )  # NFS handles: the kernel would look up "." of nodeids that it has forgotten
-    NO_OPEN_SUPPORT = 1 << 17  # would save two requests a file, but vfs.py must know of open files
-    NO_OPENDIR_SUPPORT = (
-        1 << 24
-    )  # the reply says which listing may be kept; those of pseudo directories not
-    POSIX_ACL = (
-        1 << 20
-    )  # modes decide, as with the reference; ACLs of an image are shown, not applied
-    SPLICE_WRITE = (
-        1 << 7
-    )  # no reply is spliced: pages of the cache file would have to be copied anyway
+
+    # ---- not wanted, for what it would cost or change ----
+    # NFS handles: the kernel would look up "." of nodeids that it has forgotten.
+    EXPORT_SUPPORT = 1 << 4
+    # No reply is spliced: pages of a cache file would have to be copied all the same.
+    SPLICE_WRITE = 1 << 7
     SPLICE_MOVE = 1 << 8
     SPLICE_READ = 1 << 9
+    # Attributes with the first page of a listing only. Of 15,600 names of a `find -printf %s` 1,300 were
+    # looked up one by one then; we read their inodes anyway, for the type.
+    READDIRPLUS_AUTO = 1 << 14
+    NO_OPEN_SUPPORT = 1 << 17  # would save two requests a file, but vfs.py must know of open files
+    # The reply says which listing may be kept: not those of directories that lead to mounts.
+    NO_OPENDIR_SUPPORT = 1 << 24
+    # Modes decide, as with the reference. ACLs of an image are shown, not applied.
+    POSIX_ACL = 1 << 20
     ABORT_ERROR = 1 << 21  # ENODEV or ECONNABORTED: either way the session is over
     MAP_ALIGNMENT = 1 << 26  # DAX
 
-    # The upper word. Not asked for, only looked at:
+    # ---- the upper word: not asked for, only looked at ----
     HAS_RESEND = 1 << 39  # the kernel can be asked for the requests that a dead server had read
 
 
