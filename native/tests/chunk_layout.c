@@ -76,6 +76,25 @@ static void records_must_be_there(void)
     free(records);
 }
 
+static void claims_are_compared(uint32_t bytes)
+{
+    uint8_t *records = exactly(3 * bytes);
+    put(records, bytes, 0, 700);
+    put(records + bytes, bytes, 4096, 16 << 20);
+    put(records + 2 * bytes, bytes, 4096 + (16 << 20), 4097);
+    uint32_t claims[] = {0, 700, 7, 0, 4097, 4097}; /* nothing is said of the second */
+    CHECK(nd_chunk_claims(records, 3 * bytes, bytes, 3, claims) == 3);
+    claims[3] = 16 << 20;
+    CHECK(nd_chunk_claims(records, 3 * bytes, bytes, 3, claims) == 1);
+    claims[2] = 1;
+    CHECK(nd_chunk_claims(records, 3 * bytes, bytes, 3, claims) == 3);
+    claims[5]--;
+    CHECK(nd_chunk_claims(records, 3 * bytes, bytes, 3, claims) == 2);
+    CHECK(nd_chunk_claims(records, 3 * bytes, bytes, 2, claims) == 2);
+    CHECK(nd_chunk_claims(records, 3 * bytes, bytes, 4, claims) == -1);
+    free(records);
+}
+
 void test_chunk_layout(void)
 {
     positions_are_filled_in(ND_V1_RECORD_BYTES);
@@ -83,4 +102,6 @@ void test_chunk_layout(void)
     order_ends_at_the_first_record_that_breaks_it(ND_V1_RECORD_BYTES);
     order_ends_at_the_first_record_that_breaks_it(ND_V2_RECORD_BYTES);
     records_must_be_there();
+    claims_are_compared(ND_V1_RECORD_BYTES);
+    claims_are_compared(ND_V2_RECORD_BYTES);
 }

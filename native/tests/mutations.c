@@ -10,6 +10,7 @@
 #include "../fuse_request.h"
 #include "../relay.h"
 #include "check.h"
+#include "erofs_sample.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -115,6 +116,21 @@ static void request_anything(const uint8_t *input, size_t size)
     free(request);
 }
 
+/* Bytes: the bootstrap. Whatever it says, claims are only made within the blob. */
+static void tree_anything(const uint8_t *input, size_t size)
+{
+    uint8_t *file = copy_of(input, size);
+    nd_erofs_claim claims[CHUNKS] = {0};
+    nd_erofs_walk walk;
+    const nd_erofs_image image = {.meta_offset = META, .chunk_size = BLOCK, .blob_count = 1};
+    const nd_erofs_blob blob = {.blocks = 7, .chunks = CHUNKS};
+    int fault = nd_erofs_check(file, size, &image, &blob, claims, &walk);
+    CHECK(fault >= ND_EROFS_FINE && fault <= ND_EROFS_CHUNK && fault != ND_EROFS_NO_MEMORY);
+    for (int i = 0; i < CHUNKS; i++)
+        CHECK(claims[i].block + (claims[i].size + BLOCK - 1) / BLOCK <= 7 && claims[i].size <= BLOCK);
+    free(file);
+}
+
 #ifdef ND_FUZZER
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
@@ -124,8 +140,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     if (size == 0)
         return 0;
     static void (*const attempts[])(const uint8_t *, size_t) = {decode_anything, walk_anything,
-                                                                request_anything};
-    attempts[input[0] % 3](input + 1, size - 1);
+                                                                request_anything, tree_anything};
+    attempts[input[0] % 4](input + 1, size - 1);
     if (failures > 0)
         abort();
     return 0;
@@ -215,6 +231,24 @@ static void mutate_request(uint64_t nodeid, uint64_t offset, uint32_t size)
     mutate(input, sizeof input, offset, request_anything);
 }
 
+/* Only its used parts are changed, or most changes would hit nothing. */
+static void mutate_tree(void)
+{
+    static const struct { size_t at, size; } used[] = {
+        {META, 160}, {META + 512, 128}, {META + 768, 48}, {META + 896, 64}, {META + 1024, 64}, {2 * BLOCK, 48}};
+    uint8_t *file = exactly(SAMPLE_BYTES);
+    for (uint64_t seed = 0; seed < 4 * ROUNDS; seed++) {
+        uint64_t state = seed;
+        make_erofs_sample(file);
+        for (uint32_t change = seed == 0 ? 0 : next_random(&state) % 3 + 1; change > 0; change--) {
+            size_t part = next_random(&state) % (sizeof used / sizeof used[0]);
+            file[used[part].at + next_random(&state) % used[part].size] = (uint8_t)next_random(&state);
+        }
+        tree_anything(file, SAMPLE_BYTES);
+    }
+    free(file);
+}
+
 void test_mutations(void)
 {
     mutate_chunks(ND_NONE);
@@ -223,6 +257,7 @@ void test_mutations(void)
     mutate_bootstrap();
     mutate_request(5, 4095, 4098);
     mutate_request(6, 5, 6000);
+    mutate_tree();
 }
 
 #endif
