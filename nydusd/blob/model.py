@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from typing import NamedTuple, Protocol
 
+from nydusd.records import Buffer
+
 DIGEST_BYTES = 32
 NO_DIGEST = bytes(DIGEST_BYTES)  # an all-zero digest means "unknown" (spec rafs-v6 §13)
 
@@ -33,6 +35,17 @@ class Cipher(IntEnum):
 
     NONE = 0
     AES_128_XTS = 1
+
+
+class CipherKey(NamedTuple):
+    """What the data of one blob is encrypted with (spec blob §11). Prints as `***`."""
+
+    key: bytes  # of AES-XTS: two halves that differ
+    tweak: bytes  # 16 bytes, the same for every unit
+
+    def __repr__(self) -> str:
+        """Never the key."""
+        return "***"
 
 
 class BlobFeature(IntFlag):
@@ -82,6 +95,7 @@ class BlobInfo(NamedTuple):
     toc_size: int = 0  # bytes incl. tar header, 0: none or unknown
     toc_digest: bytes = NO_DIGEST
     cipher: Cipher = Cipher.NONE
+    cipher_key: CipherKey | None = None  # exactly where there is a cipher
     prefetch_size: int = 0  # bytes from offset 0 to fetch early; v5 readahead_size
     is_numbered: bool = (
         True  # False: chunk numbers hold for this image alone (rafs/v5_unnumbered.py)
@@ -93,8 +107,40 @@ class BlobInfo(NamedTuple):
         return self.chunk_count > 0 and self.is_numbered
 
 
+class Context(Protocol):
+    """Stored bytes that decode as a whole and give several chunks (spec blob §9 zran, §10 batch).
+
+    Values: checked against the blob's bounds when made, equal in nothing but `number` if in that.
+    """
+
+    @property
+    def number(self) -> int:
+        """Its place among the blob's contexts."""
+
+    @property
+    def compressed_offset(self) -> int:
+        """Where its stored bytes begin in the blob. Those of zran contexts overlap."""
+
+    @property
+    def compressed_size(self) -> int:
+        """How many they are."""
+
+    @property
+    def uncompressed_size(self) -> int:
+        """How many bytes they give, 1 to 16 MiB."""
+
+    def decode(self, stored: Buffer) -> Buffer | None:
+        """Return the plain bytes of the stored ones, None if these do not give just as many.
+
+        stored: exactly the context's. For worker threads; the bytes are not checked by any digest yet.
+        """
+
+
 class Chunk(NamedTuple):
-    """One chunk of a blob, from whichever record describes it (spec blob §8, rafs-v5 §7)."""
+    """One chunk of a blob, from whichever record describes it (spec blob §8, rafs-v5 §7).
+
+    Of a chunk in a context the stored range is the context's: what must be fetched to have it.
+    """
 
     chunk_index: int  # number of the chunk within its blob = bit in the chunk map
     compressed_offset: int
@@ -104,6 +150,9 @@ class Chunk(NamedTuple):
     is_compressed: bool
     digest: bytes | None = None  # of the plain bytes; None: not known
     crc32: int | None = None  # CRC-32C of the plain bytes; None: not known
+    context: Context | None = None  # None: the chunk is stored by itself
+    context_offset: int = 0  # of its plain bytes among the context's
+    is_encrypted: bool = False  # as stored, by the blob's cipher; stored sizes count what that adds
 
     @property
     def compressed_end(self) -> int:
