@@ -25,11 +25,20 @@ from nydusd.errors import BackendError, ClosedError, FormatError, IntegrityError
 from nydusd.records import Buffer
 from nydusd.storage.backend.base import Backend, Priority
 from nydusd.storage.budget import ByteBudget
+from nydusd.storage.cache.files import CacheFile
 from nydusd.storage.cache.memory import MemoryChunks
 from nydusd.storage.cached_chunks import CachedChunks
 from nydusd.storage.chunk_records import ChunkRecords
 from nydusd.storage.decoding import Decoder
-from nydusd.storage.planner import Fetch, following, gap_bytes, plan_fetches, stored_bytes
+from nydusd.storage.planner import (
+    Fetch,
+    following,
+    gap_bytes,
+    plan_fetches,
+    stored_bytes,
+    with_companions,
+    within_room,
+)
 from nydusd.storage.readahead import Streams
 from nydusd.storage.stats import CacheStats
 from nydusd.storage.threads import Workers
@@ -85,6 +94,7 @@ class Fetcher:
         self._amplify_bytes = amplify_bytes
         self._streams = Streams(amplify_bytes)
         self._flights: dict[int, _Flight] = {}
+        self._refusal: str | None = None  # why the last chunks could not be written
         self._closing = trio.Event()
         self._open_nursery: trio.Nursery | None = None
 
@@ -172,22 +182,19 @@ class Fetcher:
             if priority is Priority.DEMAND:  # this reader is faster than the link, and in order
                 self.continue_streams(table, absent)
             return
-        chunks = [table.chunk(index) for index in mine]
+        # What a context gives beside the chunks asked for costs no more than to decode it again would.
+        chunks = with_companions(table, [table.chunk(index) for index in mine], self._is_absent)
         ahead: list[Chunk] = []
         if priority is Priority.DEMAND and self._amplify:
-            last = max(chunks)  # by chunk_index: what follows is behind all that was asked for
-            key, window = self._streams.miss(last.chunk_index)
+            used, last = max(mine), chunks[-1]  # what follows is behind all that was asked for
+            key, window = self._streams.miss(used)
             spare = max(window - stored_bytes(chunks), 0)
             ahead, end = following(
                 table, last, last.compressed_end + spare, self._is_absent, gap_bytes(self._amplify)
             )
-            self._cached.watch(self._streams.extended(key, last.chunk_index, end))
+            self._cached.watch(self._streams.extended(key, used, end))
         # What fits the amplification limit rides along; the rest of a grown window is readahead.
-        room = self._amplify - stored_bytes(chunks)
-        riding = 0
-        while riding < len(ahead) and ahead[riding].compressed_size <= room:
-            room -= ahead[riding].compressed_size
-            riding += 1
+        riding = within_room(ahead, self._amplify - stored_bytes(chunks))
         for fetch in plan_fetches([*chunks, *ahead[:riding]], self._amplify):
             self._start(fetch, priority)
         for fetch in plan_fetches(ahead[riding:], self._amplify):
@@ -275,18 +282,23 @@ class Fetcher:
         if file is not None:
             # Data first, bit second: the other order serves zeros for ever after a crash in between.
             self._stats.entries_count += self._cached.mark(file, outcome.saved)
-            if outcome.write_error is not None:
-                log.warning(
-                    "serving from memory, cache file cannot be written: file=%s reason=%s",
-                    file.path,
-                    outcome.write_error,
-                )
+            self._tell_refusal(file, outcome.write_error)
         flight.plain.update(outcome.plain)
         for index in (chunk.chunk_index for chunk in chunks):
             flight.errors.pop(index, None)
         flight.errors.update(outcome.errors)
         for index, plain in outcome.plain.items():
             self._resources.memory.put(self._info.blob_id, index, plain)
+
+    def _tell_refusal(self, file: CacheFile, reason: str | None) -> None:
+        """Warn when the disk begins to refuse chunks, not for each of them."""
+        if reason is not None and reason != self._refusal:
+            log.warning(
+                "serving from memory, cache file cannot be written: file=%s reason=%s",
+                file.path,
+                reason,
+            )
+        self._refusal = reason
 
     async def _drop_verified(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """Check cached chunks that nobody has checked in this process; return those to be fetched."""

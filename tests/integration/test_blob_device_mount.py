@@ -191,7 +191,7 @@ async def test_a_full_cache_disk_costs_speed_and_no_byte(
             device.stats.settle()
             assert device.stats.fop_errors[Op.READ] == 0
             assert device.stats.native_reads().reads > 0  # of what fitted
-    assert "serving from memory" in caplog.text
+    assert 0 < caplog.text.count("serving from memory") < 20  # not once per fetch
 
 
 async def test_a_file_that_is_cut_under_the_relay_is_left_and_every_byte_still_right(
