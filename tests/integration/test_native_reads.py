@@ -1,0 +1,187 @@
+"""Reads of cached ranges of a tree: native threads answer them, rightly, counted, and as long as they may."""
+
+import errno
+import json
+import mmap
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from nydusd.builder.build import build_image
+from nydusd.builder.options import BuildOptions
+from nydusd.config.load import load
+from nydusd.kernel.namespace import Namespace
+from nydusd.kernel.session import Session
+from nydusd.kernel.stats import Op
+from nydusd.kernel.tree import Tree
+from nydusd.kernel.vfs import Vfs
+from nydusd.records import Buffer
+from nydusd.storage.image import Image
+from nydusd.storage.pool import open_pool
+from tests.support.mounts import temporary_mountpoint
+from tests.support.source_trees import seeded_bytes
+
+CHUNK = 65536
+LARGE = seeded_bytes("large", 3 * 2**20 + 5)
+SMALL = seeded_bytes("small", 1000)
+
+
+class Watched(Namespace):
+    """A namespace that notes which reads came to Python."""
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(vfs)
+        self.seen: Counter[int] = Counter()
+
+    def read_now(self, nodeid: int, fh: int, offset: int, size: int) -> Buffer | None:
+        self.seen[nodeid] += 1
+        return super().read_now(nodeid, fh, offset, size)
+
+
+class Scene:
+    """One image mounted at /image of a session that this process serves."""
+
+    def __init__(self, folder: Path, mountpoint: Path) -> None:
+        self.folder = folder
+        self.mountpoint = mountpoint
+        self.vfs = Vfs()
+        self.namespace = Watched(self.vfs)
+        self.image: Image
+        self.tree: Tree
+        self.session: Session
+        self.is_image_closed = False
+
+    @property
+    def cache_file(self) -> Path:
+        [path] = (self.folder / "cache").glob("*.blob.data")
+        return path
+
+
+@asynccontextmanager
+async def mounted(folder: Path, **rafs: bool) -> AsyncIterator[Scene]:
+    source = folder / "source"
+    source.mkdir()
+    (source / "large").write_bytes(LARGE)
+    (source / "small").write_bytes(SMALL)
+    (source / "other").write_bytes(LARGE[::-1])
+    build_image(source, BuildOptions(chunk_size=CHUNK), folder / "boot", folder / "blobs")
+    backend = {"type": "localfs", "config": {"dir": str(folder / "blobs")}}
+    cache = {"type": "blobcache", "config": {"work_dir": str(folder / "cache")}}
+    text = json.dumps({"device": {"backend": backend, "cache": cache}, "mode": "direct", **rafs})
+    config = load(text, "test")
+    with temporary_mountpoint() as mountpoint:
+        scene = Scene(folder, mountpoint)
+        async with open_pool() as pool, trio.open_nursery() as nursery:
+            scene.image = await pool.open_image(folder / "boot", config)
+            scene.tree = Tree(scene.image, config.rafs, "/image")
+            scene.vfs.attach("/image", scene.tree)
+            scene.session = Session.mount(mountpoint)
+            await nursery.start(scene.session.serve, scene.namespace)
+            try:
+                yield scene
+            finally:
+                scene.session.unmount()
+                scene.session.stop(grace_s=0)
+        scene.namespace.close()
+        scene.session.close()
+        if not scene.is_image_closed:
+            await scene.image.aclose()
+
+
+def read_direct(path: Path, spans: list[tuple[int, int]]) -> list[bytes]:
+    """Read (offset, size) each, past the page cache."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, 1 << 20)
+    try:
+        return [
+            buffer[: os.preadv(fd, [memoryview(buffer)[:size]], offset)] for offset, size in spans
+        ]
+    finally:
+        os.close(fd)
+
+
+async def read(path: Path, spans: list[tuple[int, int]]) -> list[bytes]:
+    return await trio.to_thread.run_sync(read_direct, path, spans)
+
+
+WHOLE = [(offset, CHUNK) for offset in range(0, len(LARGE), CHUNK)]
+RANDOM = [
+    (random.Random(number).randrange(0, len(LARGE) // 4096) * 4096, size)
+    for number, size in enumerate((4096, 8192, 131_072, 1 << 20) * 10)
+]
+
+
+def wanted(spans: list[tuple[int, int]], content: bytes = LARGE) -> list[bytes]:
+    return [content[offset : offset + size] for offset, size in spans]
+
+
+async def test_what_is_cached_is_answered_without_python_and_counted(tmp_path: Path) -> None:
+    async with mounted(tmp_path) as scene:
+        large = scene.mountpoint / "image/large"
+        assert await read(large, WHOLE) == wanted(WHOLE)
+        seen = scene.namespace.seen.total()
+        assert seen
+        assert await read(large, RANDOM) == wanted(RANDOM)
+        assert scene.namespace.seen.total() == seen
+        stats = scene.tree.stats
+        stats.settle()
+        assert stats.data_read == sum(map(len, wanted(WHOLE + RANDOM)))
+        assert stats.fop_hits[Op.READ] == len(WHOLE + RANDOM)
+        assert sum(stats.block_count_read) == sum(stats.read_latency_dist) == len(WHOLE + RANDOM)
+
+
+async def test_a_small_file_is_not_worth_a_registration(tmp_path: Path) -> None:
+    async with mounted(tmp_path) as scene:
+        small = scene.mountpoint / "image/small"
+        for _ in range(3):
+            assert await read(small, [(0, 4096)]) == [SMALL]
+        assert scene.namespace.seen.total() == 3
+
+
+async def test_reads_that_count_for_their_file_are_all_seen(tmp_path: Path) -> None:
+    async with mounted(tmp_path, iostats_files=True) as scene:
+        large = scene.mountpoint / "image/large"
+        for _ in range(2):
+            assert await read(large, WHOLE) == wanted(WHOLE)
+        assert scene.namespace.seen.total() == 2 * len(WHOLE)
+        files = scene.tree.stats.files.values()
+        assert max(one.data_read for one in files) == 2 * len(LARGE)
+
+
+async def test_an_image_that_goes_takes_its_native_files_with_it(tmp_path: Path) -> None:
+    async with mounted(tmp_path) as scene:
+        large = scene.mountpoint / "image/large"
+        assert await read(large, WHOLE) == wanted(WHOLE)
+        fd = await trio.to_thread.run_sync(os.open, large, os.O_RDONLY | os.O_DIRECT)
+        try:
+            stale = scene.vfs.stale("/image")
+            scene.vfs.detach("/image")
+            await scene.session.invalidate(stale)
+            scene.is_image_closed = True
+            await scene.image.aclose()  # the last user: the cache file is closed
+            buffer = mmap.mmap(-1, 4096)
+            with pytest.raises(OSError, match="No such file") as failure:
+                await trio.to_thread.run_sync(os.preadv, fd, [buffer], 0)
+            assert failure.value.errno == errno.ENOENT
+        finally:
+            await trio.to_thread.run_sync(os.close, fd)
+
+
+async def test_a_cache_file_that_somebody_cuts_gives_no_wrong_byte(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mounted(tmp_path) as scene:
+        large, other = scene.mountpoint / "image/large", scene.mountpoint / "image/other"
+        assert await read(large, WHOLE) == wanted(WHOLE)
+        assert await read(other, WHOLE) == wanted(WHOLE, LARGE[::-1])
+        os.truncate(scene.cache_file, CHUNK)
+        for _ in range(2):
+            assert await read(large, RANDOM) == wanted(RANDOM)
+            assert await read(other, RANDOM) == wanted(RANDOM, LARGE[::-1])
+        assert "cache file is lost" in caplog.text
