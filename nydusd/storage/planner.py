@@ -2,17 +2,26 @@
 
 Only the order in the stored blob counts here. A fetch is one ranged read; the stored bytes between two
 of its chunks (`gap`) are paid for and thrown away, because that is cheaper than another round trip.
+
+Chunks of one context share its stored range: it is paid for once, and fetched and decoded for all of
+them together. Contexts of zran overlap, so a stored range may be paid for already, too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from nydusd.blob.model import Chunk, ChunkTable
 from nydusd.errors import FormatError, UnsupportedError
-from nydusd.units import KIB
+from nydusd.units import KIB, MIB
 
 MERGE_FLOOR_BYTES: Final = 128 * KIB  # even without amplification neighbours merge up to here
 GAP_SHIFT_BITS: Final = 7  # gap = limit >> 7: 8 KiB for 1 MiB (spec blobcache §8.1)
+COMPANIONS_MAX: Final = (
+    4096  # looked at on either side of a chunk; a real context has some hundreds
+)
+AHEAD_PLAIN_MAX: Final = (
+    64 * MIB
+)  # bytes of contexts to decode unasked: a stored byte may give 1000
 
 
 class Fetch(NamedTuple):
@@ -31,8 +40,8 @@ def gap_bytes(limit_bytes: int) -> int:
 def plan_fetches(absent: Iterable[Chunk], limit_bytes: int) -> list[Fetch]:
     """Group absent chunks into backend requests, each chunk in exactly one.
 
-    A request closes when it has reached max(limit, 128 KiB), so it may exceed that by one chunk; it
-    never spans a gap above limit/128.
+    A request closes when it has reached max(limit, 128 KiB), so it may exceed that by one chunk or
+    context; it never spans a gap above limit/128. What lies within it already never closes it.
     """
     limit = max(limit_bytes, MERGE_FLOOR_BYTES)
     gap = gap_bytes(limit_bytes)
@@ -40,7 +49,9 @@ def plan_fetches(absent: Iterable[Chunk], limit_bytes: int) -> list[Fetch]:
     group: list[Chunk] = []
     start = end = 0
     for chunk in sorted(absent, key=lambda c: (c.compressed_offset, c.chunk_index)):
-        if group and (chunk.compressed_offset > end + gap or end - start >= limit):
+        is_free = group and chunk.compressed_end <= end
+        is_far = chunk.compressed_offset > end + gap or end - start >= limit
+        if group and is_far and not is_free:
             fetches.append(Fetch(start, end - start, tuple(group)))
             group = []
         if not group:
@@ -67,14 +78,23 @@ def following(
     """
     found: list[Chunk] = []
     end = last.compressed_end  # of what would be transferred anyway
+    context, plain = last.context, 0
     index = last.chunk_index + 1
     while index < len(table):
         try:
             chunk = table.chunk(index)
         except (FormatError, UnsupportedError):
             break
-        if chunk.compressed_offset < end or chunk.compressed_end > end_limit:
+        if chunk.compressed_end > end_limit:
             break
+        if chunk.context is None:
+            if chunk.compressed_offset < end:
+                break
+        elif context is None or chunk.context.number != context.number:
+            plain += chunk.context.uncompressed_size
+            if chunk.compressed_end <= end or plain > AHEAD_PLAIN_MAX:
+                break
+        context = chunk.context
         if is_absent(index):
             if chunk.compressed_offset - end > gap_bytes:
                 break
@@ -86,6 +106,56 @@ def following(
     return found, index
 
 
-def stored_bytes(chunks: Sequence[Chunk]) -> int:
-    """Return the sum of stored sizes."""
-    return sum(chunk.compressed_size for chunk in chunks)
+def with_companions(
+    table: ChunkTable, chunks: Iterable[Chunk], is_absent: Callable[[int], bool]
+) -> list[Chunk]:
+    """Return `chunks` and the absent ones that come out of the same contexts, each once, ascending.
+
+    Those lie around them in index order, at most COMPANIONS_MAX on either side. A broken record ends
+    the look on its side: whoever reads that chunk gets the error.
+    """
+    found = {chunk.chunk_index: chunk for chunk in chunks}
+    seen: set[int] = set()
+    for chunk in list(found.values()):
+        if chunk.context is None or chunk.context.number in seen:
+            continue
+        seen.add(chunk.context.number)
+        here = chunk.chunk_index
+        last = min(here + COMPANIONS_MAX, len(table) - 1)
+        for side in (
+            range(here - 1, max(here - COMPANIONS_MAX, 0) - 1, -1),
+            range(here + 1, last + 1),
+        ):
+            for index in side:
+                try:
+                    other = table.chunk(index)
+                except (FormatError, UnsupportedError):
+                    break
+                if other.context is None or other.context.number != chunk.context.number:
+                    break
+                if index not in found and is_absent(index):
+                    found[index] = other
+    return [found[index] for index in sorted(found)]
+
+
+def within_room(chunks: Sequence[Chunk], room_bytes: int) -> int:
+    """Return how many of the first `chunks` have no more than `room_bytes` stored bytes together."""
+    for number, size in enumerate(_costs(chunks)):
+        room_bytes -= size
+        if room_bytes < 0:
+            return number
+    return len(chunks)
+
+
+def stored_bytes(chunks: Iterable[Chunk]) -> int:
+    """Return the sum of stored sizes, each context's once if its chunks follow each other."""
+    return sum(_costs(chunks))
+
+
+def _costs(chunks: Iterable[Chunk]) -> Iterator[int]:
+    """Yield what each chunk adds to the stored bytes: nothing if the one before has the same context."""
+    before: int | None = None
+    for chunk in chunks:
+        number = chunk.context.number if chunk.context is not None else None
+        yield chunk.compressed_size if number is None or number != before else 0
+        before = number
