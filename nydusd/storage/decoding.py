@@ -1,14 +1,18 @@
 """From stored bytes to plain, checked ones, in a worker thread (design §4 Trust).
 
 Every chunk that carries a digest or CRC is checked here, before its ready bit is set; nothing turns it off.
+Chunks of a context are cut out of its plain bytes, which are decoded once for all of them; contexts of one
+read are decoded side by side.
 """
 
 import logging
 import os
 from collections.abc import Sequence
 
+import trio
+
 from nydusd import native
-from nydusd.blob.model import BlobInfo, Chunk
+from nydusd.blob.model import BlobInfo, Chunk, Context
 from nydusd.errors import IntegrityError, NydusError
 from nydusd.records import Buffer
 from nydusd.storage.cache.files import CacheFile
@@ -46,12 +50,64 @@ class Decoder:
         They are written to `file`; without one, or where the disk refuses, they are kept in memory.
         """
         outcome = Decoded()
+        alone: list[Chunk] = []
+        members: dict[int, list[Chunk]] = {}
+        for chunk in chunks:
+            if chunk.context is None:
+                alone.append(chunk)
+            else:
+                members.setdefault(chunk.context.number, []).append(chunk)
+        async with trio.open_nursery() as nursery:
+            for group in members.values():
+                nursery.start_soon(self._decode_context, stored, offset, group, file, outcome)
+            if alone:
+                await self._decode_alone(stored, offset, alone, file, outcome)
+        return outcome
+
+    async def _decode_alone(
+        self,
+        stored: Buffer,
+        offset: int,
+        chunks: Sequence[Chunk],
+        file: CacheFile | None,
+        outcome: Decoded,
+    ) -> None:
         unsaved: Sequence[Chunk] = chunks
         if file is not None:
             unsaved = await self._to_file(stored, offset, chunks, file, outcome)
         for chunk in unsaved:
             await self._to_memory(stored, offset, chunk, outcome)
-        return outcome
+
+    async def _decode_context(
+        self,
+        stored: Buffer,
+        offset: int,
+        chunks: Sequence[Chunk],
+        file: CacheFile | None,
+        outcome: Decoded,
+    ) -> None:
+        """Do the same with chunks of one context."""
+        context = chunks[0].context
+        assert context is not None
+        plain = await self._workers.run(_plain_of, stored, offset, context)
+        if plain is None:
+            broken = IntegrityError(
+                f"blob {self._info.blob_id}: context {context.number} at {context.compressed_offset}"
+                f"+{context.compressed_size} does not decode to {context.uncompressed_size} bytes"
+            )
+            outcome.errors.update((chunk.chunk_index, broken) for chunk in chunks)
+            return
+        # From here on they are chunks that are stored raw, in a blob that is the context's plain bytes.
+        raw = [
+            chunk._replace(
+                compressed_offset=chunk.context_offset,
+                compressed_size=chunk.uncompressed_size,
+                is_compressed=False,
+                is_encrypted=False,
+            )
+            for chunk in chunks
+        ]
+        await self._decode_alone(plain, 0, raw, file, outcome)
 
     async def _to_file(
         self,
@@ -126,3 +182,8 @@ class Decoder:
             f"blob {self._info.blob_id}: chunk {chunk.chunk_index} at {chunk.compressed_offset}"
             f"+{chunk.compressed_size}: {what}"
         )
+
+
+def _plain_of(stored: Buffer, offset: int, context: Context) -> Buffer | None:
+    begin = context.compressed_offset - offset
+    return context.decode(memoryview(stored)[begin : begin + context.compressed_size])
