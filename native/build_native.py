@@ -53,6 +53,15 @@ ffibuilder.cdef(
     int nd_digest(uint32_t digester, const uint8_t *data, size_t length, uint8_t digest[32]);
     uint32_t nd_crc32c(const uint8_t *data, size_t length);
 
+    typedef struct {
+        uint64_t offset;
+        uint32_t length;
+        uint32_t pad;
+    } nd_unit;
+
+    int nd_decrypt(uint8_t *data, size_t length, const nd_unit *units, size_t count,
+                   const uint8_t *key, size_t key_length, const uint8_t tweak[16]);
+
     int64_t nd_map_mark(uint8_t *bits, size_t length, uint64_t count, const uint32_t *indices,
                         size_t number);
     int64_t nd_map_is_ready(const uint8_t *bits, size_t length, uint64_t count, uint64_t index);
@@ -137,6 +146,7 @@ ffibuilder.set_source(
     #include "bootstrap_index.h"
     #include "chunk_layout.h"
     #include "chunk_map.h"
+    #include "cipher.h"
     #include "codec.h"
     #include "crc32c.h"
     #include "decode.h"

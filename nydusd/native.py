@@ -37,6 +37,8 @@ _CHUNK: Final = struct.Struct("=QQIIII32s")  # nd_chunk of native/decode.h
 _RESULT: Final = struct.Struct("=ii")  # nd_result
 _LAYOUT: Final = struct.Struct("=QQQ")  # nd_chunk_layout of native/chunk_layout.h
 _CLAIM_BYTES: Final = 8
+_UNIT: Final = struct.Struct("=QII")  # nd_unit of native/cipher.h
+_TWEAK_BYTES: Final = 16
 _V5_WALK: Final = struct.Struct("=II")  # nd_v5_walk
 _COMPRESSED, _HAS_DIGEST, _HAS_CRC = 1, 2, 4  # enum nd_chunk_flag
 
@@ -214,6 +216,35 @@ def decompress(codec: int, stored: Buffer, size: int) -> bytes | None:
     if lib.nd_decompress_once(codec, source, len(source), target, size) != 1:
         return None
     return bytes(ffi.buffer(target, size))
+
+
+def decrypt(
+    data: WritableBuffer, units: Sequence[tuple[int, int]], key: Buffer, tweak: Buffer
+) -> None:
+    """Decrypt units of `data`, (offset, length) each, in their places (AES-XTS, spec blob §11).
+
+    key: 32 bytes for AES-128, 64 for AES-256; tweak: 16 bytes, the same for every unit. Units that are
+    not within the data, or not 16 bytes to 16 MiB long, are ValueErrors.
+    """
+    if len(tweak) != _TWEAK_BYTES:
+        raise ValueError(f"a tweak of {len(tweak)} bytes")
+    try:
+        packed = b"".join(_UNIT.pack(offset, length, 0) for offset, length in units)
+    except struct.error:
+        raise ValueError("a unit outside 64 bits") from None
+    with ffi.from_buffer("uint8_t[]", data, require_writable=True) as room:
+        code = lib.nd_decrypt(
+            room,
+            len(room),
+            ffi.from_buffer("nd_unit[]", packed),
+            len(units),
+            _bytes(key),
+            len(key),
+            _bytes(tweak),
+        )
+    if code == -errno.EINVAL:
+        raise ValueError(f"units outside {len(data)} bytes, or a key of {len(key)} bytes")
+    _check_started(code)
 
 
 def mark_ready(

@@ -55,6 +55,7 @@ void test_blake3(void);
 void test_bootstrap_index(void);
 void test_chunk_layout(void);
 void test_chunk_map(void);
+void test_cipher(void);
 void test_codec(void);
 void test_crc32c(void);
 void test_decode(void);

@@ -9,6 +9,7 @@ int main(void)
     test_bootstrap_index();
     test_chunk_layout();
     test_chunk_map();
+    test_cipher();
     test_codec();
     test_crc32c();
     test_decode();
