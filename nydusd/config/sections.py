@@ -124,7 +124,7 @@ FILE_CACHE: Final = Table(
 )
 
 
-_FRONTEND: Final = choice(*FrontendKind)
+_FRONTEND: Final = choice(*(kind.value for kind in FrontendKind))
 
 
 def frontend_kind(value: object, place: Place) -> FrontendKind:

@@ -107,6 +107,24 @@ def test_a_bootstrap_needs_a_configuration():
         options_of("--mountpoint mnt --bootstrap b")
 
 
+@pytest.mark.parametrize(
+    ("words", "configured", "asked"),
+    [
+        ("", "auto", "auto"),
+        ("", "fuse", "fuse"),
+        ("--frontend erofs", "fuse", "erofs"),
+        ("--frontend auto", "erofs", "auto"),
+    ],
+)
+def test_the_command_line_knows_better_who_shows_the_tree(
+    words: str, configured: str, asked: str, tmp_path: Path
+):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(v1(frontend=configured)))
+    options = options_of(f"--mountpoint / --bootstrap b --config {config} {words}")
+    assert options.asked_frontend() == asked
+
+
 def test_localfs_dir_is_a_configuration():
     config = options_of("--mountpoint mnt --bootstrap b --localfs-dir blobs").config
     assert config is not None

@@ -8,6 +8,7 @@ from nydusd.config.load import load
 from nydusd.config.model import (
     CacheKind,
     Config,
+    FrontendKind,
     LocalFsConfig,
     OtherBackendConfig,
     OverlayConfig,
@@ -49,6 +50,13 @@ prefetch_all = true
 
 def parse(document: object) -> Config:
     return load(json.dumps(document), "c.json")
+
+
+def test_who_shows_the_tree_is_a_setting_of_the_file_system():
+    assert parse(v2()).rafs.frontend is FrontendKind.AUTO
+    document = v2()
+    document["rafs"] = {"frontend": "erofs"}
+    assert parse(document).rafs.frontend is FrontendKind.EROFS
 
 
 def test_toml_is_understood():
