@@ -132,6 +132,9 @@ ffibuilder.cdef(
     int nd_relay_answer(nd_relay *relay, int device_fd, const uint8_t *request, size_t length);
     uint64_t nd_relay_dropped(const nd_relay *relay);
 
+    int nd_inflate_context(const uint8_t *stored, size_t stored_length, const uint8_t *dictionary,
+                           size_t dictionary_length, uint32_t prior_bits, uint32_t prior_byte,
+                           uint8_t *target, size_t target_length);
     int nd_decompress_once(uint32_t codec, const uint8_t *source, size_t source_length,
                            uint8_t *target, size_t target_length);
     size_t nd_compress(uint32_t codec, int level, const uint8_t *source, size_t source_length,
@@ -152,6 +155,7 @@ ffibuilder.set_source(
     #include "decode.h"
     #include "digest.h"
     #include "erofs_check.h"
+    #include "inflate.h"
     #include "relay.h"
     """,
     # Relative to setup.py's folder, as setuptools wants them.

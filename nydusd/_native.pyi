@@ -93,6 +93,17 @@ class _Lib:
         blocks: CData,
         layout: CData,
     ) -> int: ...
+    def nd_inflate_context(
+        self,
+        stored: CData,
+        stored_length: int,
+        dictionary: CData,
+        dictionary_length: int,
+        prior_bits: int,
+        prior_byte: int,
+        target: CData,
+        target_length: int,
+    ) -> int: ...
     def nd_decompress_once(
         self,
         codec: int,

@@ -247,6 +247,36 @@ def decrypt(
     _check_started(code)
 
 
+def inflate_context(
+    stored: Buffer, size: int, dictionary: Buffer, prior_byte: int, prior_bits: int
+) -> bytearray | None:
+    """Return the `size` bytes that a gzip file gives from the middle of a member on, None if it does not.
+
+    dictionary: at most 32 KiB of what the member gave before, empty at its start. prior_byte: the byte
+    before `stored`, whose `prior_bits` high bits (0 to 7) are still to be read. Members that follow
+    within `stored` are taken along (native/inflate.h). Raises FormatError for numbers out of these
+    bounds, MemoryError if there is none for `size` bytes, which the caller bounds.
+    """
+    if size <= 0:
+        return None
+    source, history, plain = _bytes(stored), _bytes(dictionary), bytearray(size)
+    done = lib.nd_inflate_context(
+        source,
+        len(source),
+        history,
+        len(history),
+        prior_bits,
+        prior_byte,
+        ffi.from_buffer("uint8_t[]", plain, require_writable=True),
+        size,
+    )
+    if done == -errno.EINVAL:
+        rule = "at most 32 KiB of dictionary, 7 bits"
+        raise FormatError("context", f"{len(history)} bytes, {prior_bits} bits", rule)
+    _check_started(done)
+    return plain if done == 1 else None
+
+
 def mark_ready(
     chunk_map: WritableBuffer, base: int, chunk_count: int, indices: Sequence[int]
 ) -> int:

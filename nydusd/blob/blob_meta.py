@@ -11,7 +11,7 @@ Raises   FormatError for bytes that break a rule, UnsupportedError for chunks th
 
 import struct
 from bisect import bisect_left, bisect_right
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol
 
 from nydusd import native
 from nydusd.blob.model import (
@@ -20,6 +20,7 @@ from nydusd.blob.model import (
     Chunk,
     CiLocation,
     Cipher,
+    Context,
     DigestSource,
     PlainLayout,
 )
@@ -169,14 +170,36 @@ def open_meta(view: Buffer, info: BlobInfo, digests: DigestSource | None = None)
     size = meta_file_size(info)
     if len(view) != size:
         raise FormatError("blob meta length", len(view), f"must be {size}", _source(info))
-    check_header(view[size - HEADER_BYTES :], info)
-    return open_ci(view, info, digests)
+    header = check_header(view[size - HEADER_BYTES :], info)
+    if BlobFeature.CHUNK_INFO_V2 not in info.features:
+        return CiTableV1(view, info, digests)
+    return CiTableV2(view, info, digests, _open_contexts(view, header, info))
 
 
 def open_ci(ci: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> "CiTable":
-    """Return the chunks of a decoded CI array, which is kept; bytes behind it do not matter."""
+    """Return the chunks of a decoded CI array, which is kept; bytes behind it do not matter.
+
+    Without the header nothing is known of contexts: chunks that lie in one are not served.
+    """
     kind = CiTableV2 if BlobFeature.CHUNK_INFO_V2 in info.features else CiTableV1
     return kind(ci, info, digests)
+
+
+class ContextTable(Protocol):
+    """The contexts behind a blob's chunk records."""
+
+    def context(self, number: int) -> Context:
+        """Return context `number`, checked. Raises FormatError if there is none, or it breaks a rule."""
+        ...
+
+
+def _open_contexts(ci: Buffer, header: MetaHeader, info: BlobInfo) -> ContextTable | None:
+    area = memoryview(ci)[header.context_offset : header.context_offset + header.context_size]
+    if BlobFeature.ZRAN in info.features:
+        from nydusd.blob.zran import ZranContexts  # images of their own kind
+
+        return ZranContexts(area, header.context_count, info)
+    return None
 
 
 class CiTable:
@@ -342,16 +365,27 @@ V2_ZRAN = 0x02
 V2_BATCH = 0x04
 V2_ENCRYPTED = 0x08
 V2_HAS_CRC32 = 0x10
-_V2_UNSERVED = {V2_ZRAN: "zran", V2_BATCH: "batch", V2_ENCRYPTED: "encrypted"}
-_V2_UNSERVED_MASK = V2_ZRAN | V2_BATCH | V2_ENCRYPTED
+_V2_UNSERVED = {V2_BATCH: "batch", V2_ENCRYPTED: "encrypted"}
+_V2_UNSERVED_MASK = V2_BATCH | V2_ENCRYPTED
 
 
 class CiTableV2(CiTable):
-    """Records of 24 bytes: flags, plain size minus one, stored size as it is, CRC (spec blob §8)."""
+    """Records of 24 bytes: flags, plain size minus one, stored size, CRC or context (spec blob §8)."""
 
-    __slots__ = ()
+    __slots__ = ("_contexts",)
 
     record_bytes = V2_BYTES
+
+    def __init__(
+        self,
+        ci: Buffer,
+        info: BlobInfo,
+        digests: DigestSource | None = None,
+        contexts: ContextTable | None = None,
+    ) -> None:
+        """contexts: where chunks lie that are not stored by themselves."""
+        super().__init__(ci, info, digests)
+        self._contexts = contexts
 
     def chunk(self, index: int) -> Chunk:
         """Return chunk `index`, checked."""
@@ -363,6 +397,8 @@ class CiTableV2(CiTable):
             raise UnsupportedError(
                 f"{self._source}: chunk {index}: {kinds} chunks are not supported yet"
             )
+        if flags & V2_ZRAN:
+            return self._checked(self._in_context(index, plain, word))
         crc32: int | None = None
         if flags & V2_HAS_CRC32:
             crc32 = word & 0xFFFF_FFFF
@@ -378,6 +414,28 @@ class CiTableV2(CiTable):
                 is_compressed=bool(flags & V2_COMPRESSED),
                 crc32=crc32,
             )
+        )
+
+    def _in_context(self, index: int, plain: int, word: int) -> Chunk:
+        """Return a chunk that is cut out of a context; its own stored range says nothing of use."""
+        if self._contexts is None:
+            raise UnsupportedError(f"{self._source}: chunk {index}: its context is not known")
+        context, offset = self._contexts.context(word >> 32), word & 0xFFFF_FFFF
+        size = ((plain >> 32) & 0xFF_FFFF) + 1
+        if offset + size > context.uncompressed_size:
+            rule = f"above the {context.uncompressed_size} bytes of context {context.number}"
+            raise FormatError(
+                f"chunk {index} end in its context", offset + size, rule, self._source
+            )
+        return Chunk(
+            chunk_index=index,
+            compressed_offset=context.compressed_offset,
+            compressed_size=context.compressed_size,
+            uncompressed_offset=(plain & 0xFFFF_FFFF) << 12,
+            uncompressed_size=size,
+            is_compressed=True,
+            context=context,
+            context_offset=offset,
         )
 
     def claim(self, index: int) -> tuple[int, int]:

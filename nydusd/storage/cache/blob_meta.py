@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 CI_HEADER_BYTES = 4096
 UNSERVED = (
     (BlobFeature.ENCRYPTED, "encrypted"),
-    (BlobFeature.ZRAN, "zran (OCI reference)"),
     (BlobFeature.BATCH, "batch"),
     (BlobFeature.TARFS, "tarfs"),
 )
