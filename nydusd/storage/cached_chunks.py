@@ -104,10 +104,12 @@ class CachedChunks:
             return list(indices)
         return self._ready.absent(indices)
 
-    def is_complete(self) -> bool:
-        """Tell whether every chunk can be served from the file, and the file is whole."""
+    def is_complete(self, chunks: Sequence[int] | None = None) -> bool:
+        """Tell whether every chunk, or each of `chunks`, can be served from the file, and the file is whole."""
         file, ready = self.file, self._ready
-        return file is not None and ready is not None and ready.is_complete() and file.is_whole()
+        if file is None or ready is None or not file.is_whole():
+            return False
+        return ready.is_complete() or (chunks is not None and not ready.absent(chunks))
 
     def unchecked(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """Return those chunks that are in the file, but were not checked where they must be."""
@@ -206,13 +208,15 @@ class CachedChunks:
         self._hits_taken = hits
         return int(fresh)
 
-    def protected_path(self) -> Path | None:
+    def protected_path(self, chunks: Sequence[int] | None = None) -> Path | None:
         """Return a path to the file if it is complete and could be locked, else None (see cache/files.py).
+
+        chunks: all that will be read; default: every one.
 
         It names the open file itself: whatever may be put in its place on disk meanwhile.
         """
         file = self.file
-        if file is None or not self.is_complete():
+        if file is None or not self.is_complete(chunks):
             return None
         try:
             file.protect()

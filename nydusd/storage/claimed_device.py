@@ -12,6 +12,7 @@ Cancel   as BlobDevice.
 """
 
 import logging
+from array import array
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,8 @@ class ClaimedDevice:
         self._device = BlobDevice(blob)
         self._blob = blob
         self._claims: memoryview | None = claims  # None: compared
+        sizes = claims.cast("I")[1::2]
+        self._claimed = array("I", (number for number, size in enumerate(sizes) if size))
         self.name = self._device.name
         self.size = self._device.size
 
@@ -81,12 +84,15 @@ class ClaimedDevice:
         return await self._device.native_map()
 
     def is_complete(self) -> bool:
-        """Tell whether every byte can be had without the backend."""
-        return self._device.is_complete()
+        """Tell whether every byte that files have can be had without the backend.
+
+        Chunks that no file names are of no account: layers above have deleted or replaced their files.
+        """
+        return self._blob.is_complete(self._claimed)
 
     def cache_path(self) -> Path | None:
         """Return a path to the whole, locked cache file, if the claims were compared; see Device."""
-        return None if self._claims is not None else self._device.cache_path()
+        return None if self._claims is not None else self._blob.protected_path(self._claimed)
 
     async def settle(self) -> None:
         """Before the mount: compare now if the blob is whole, so that `cache_path` can say where it is.

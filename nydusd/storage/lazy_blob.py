@@ -307,9 +307,12 @@ class LazyBlob:
         """Tell whether chunk `index` can be served without the backend."""
         return self._cached.is_ready(index)
 
-    def is_complete(self) -> bool:
-        """Tell whether every chunk can be served without the backend, from a cache file that is whole."""
-        return self._cached.is_complete()
+    def is_complete(self, chunks: Sequence[int] | None = None) -> bool:
+        """Tell whether every chunk can be served without the backend, from a cache file that is whole.
+
+        chunks: those that matter; default: all. The image of an upper layer often needs some only.
+        """
+        return self._cached.is_complete(chunks)
 
     # ---- what the kernel and the native relay use ---------------------------------------------
 
@@ -337,12 +340,14 @@ class LazyBlob:
         if table is not None and self._fetcher.is_open and 0 <= index < len(table):
             self._fetcher.continue_streams(table, (index,))
 
-    def protected_path(self) -> Path | None:
+    def protected_path(self, chunks: Sequence[int] | None = None) -> Path | None:
         """Return a path, good in this process, to the complete cache file; None if it is not complete.
+
+        chunks: as for `is_complete`; the others read as zeros there.
 
         The file is locked until the blob is closed; see cache/files.py for what that means.
         """
-        return self._cached.protected_path()
+        return self._cached.protected_path(chunks)
 
 
 def _agree(table: ChunkTable, claims: Iterable[tuple[int, int, int]]) -> bool:

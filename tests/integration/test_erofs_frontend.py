@@ -1,6 +1,7 @@
 """`nydusd --frontend erofs` as a process: what is mounted, what is read, and every way it ends (design §2)."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from tests.support.image_trees import folder_tree
 from tests.support.mounts import temporary_mountpoint, umount_lazily
 from tests.support.processes import Process
 from tests.support.source_trees import seeded_bytes, write_small_tree
+from tests.support.tree import unquote
+from tests.support.vectors import manifest, vector
 
 pytestmark = needs_erofs
 
@@ -214,6 +217,46 @@ def test_the_only_image_can_be_deleted_and_another_posted(house: House) -> None:
     assert folder_tree(house.mountpoint / "again") == folder_tree(house.source)
     umount_lazily(house.mountpoint)
     assert process.wait() == 0
+
+
+def test_without_a_cache_bytes_come_from_memory(house: House) -> None:
+    device = {"backend": house.config()["device"]["backend"]}
+    house.start(device=device)
+    assert mounts_at(house.mountpoint) == ["erofs"]
+    assert folder_tree(house.mountpoint) == folder_tree(house.source)
+
+
+def test_each_blob_gets_what_it_can(house: House) -> None:
+    folder = vector("merge3-v6")
+    want = {
+        path: entry
+        for path, entry in manifest(folder / "expected.jsonl").items()
+        if "sha256" in entry
+    }
+    house.bootstrap = folder / "bootstrap"
+    backend = {"type": "localfs", "config": {"dir": str(folder / "blobs")}}
+    device = {"backend": backend, "cache": house.config()["device"]["cache"]}
+    house.start(device=device)
+    read_all(house.mountpoint)
+    house.started[-1].process.send_signal(signal.SIGTERM)
+    assert house.started[-1].wait() == 0
+    lost = sorted((house.folder / "cache").glob("*.blob.data"))[1]
+    lost.unlink()
+    process = house.start(device=device)
+    assert "devices: whole=2 filled=1" in process.log.read_text()
+    for path, entry in want.items():
+        content = Path(os.fsdecode(os.fsencode(house.mountpoint) + unquote(path))).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"], path
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a,b c=d", "erofs"), ("n" * 240, "fuse")])
+def test_a_strange_path_is_mounted_or_left_to_fuse(house: House, name: str, kind: str) -> None:
+    place = house.folder / name
+    place.mkdir()
+    house.bootstrap = house.bootstrap.rename(place / "boot")
+    house.start()
+    assert mounts_at(house.mountpoint) == [kind]
+    assert (house.mountpoint / "large").read_bytes() == LARGE
 
 
 # ---- what is chosen -------------------------------------------------------------------------------

@@ -16,6 +16,11 @@ def quote(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape").encode("unicode_escape").decode()
 
 
+def unquote(text: str) -> bytes:
+    """Undo `quote`."""
+    return text.encode().decode("unicode_escape").encode("utf-8", "surrogateescape")
+
+
 def walk(bootstrap: Bootstrap) -> Iterator[tuple[bytes, Inode]]:
     """Yield (path, inode) of the whole tree, resolving every name that a directory lists."""
     pending = [(b"/", bootstrap.inode(bootstrap.root_ino))]

@@ -8,6 +8,7 @@ import pytest
 from nydusd.blob.blob_meta import compose_meta_file
 from nydusd.blob.model import CiLocation, Codec
 from nydusd.errors import BackendError, FormatError
+from nydusd.storage.backend.base import Priority
 from nydusd.storage.claimed_device import ClaimedDevice
 from tests.support.blob_bytes import PLAIN, Row, make_header, pack_rows
 from tests.support.blobs import MadeBlob, SilentBootstrap, make_blob
@@ -66,6 +67,25 @@ async def test_where_files_and_blob_agree_it_is_the_blobs_device(made, backend, 
         path = device.cache_path()
         assert path is not None
         assert path.read_bytes() == plain
+
+
+async def test_what_no_file_names_is_not_needed(made, backend, tmp_path: Path):
+    async with opened_blob(made, backend, tmp_path, bootstrap=SilentBootstrap()) as blob:
+        device = ClaimedDevice(blob, claims_of(made))
+        await blob.ensure([0, 2, 3, 4], Priority.DEMAND)
+        await device.settle()
+        assert not device.is_complete()
+        assert device.cache_path() is None
+        await blob.ensure([5], Priority.DEMAND)
+        await device.settle()
+        assert not blob.is_complete()
+        assert device.is_complete()
+        path = device.cache_path()
+        assert path is not None
+        hole = slice(made.chunks[1].uncompressed_offset, made.chunks[2].uncompressed_offset)
+        expected = bytearray(plain_of(made))
+        expected[hole] = bytes(hole.stop - hole.start)
+        assert path.read_bytes() == expected
 
 
 async def test_one_contradiction_and_nothing_is_given_away(made, backend, tmp_path: Path):
