@@ -60,6 +60,7 @@ void test_codec(void);
 void test_crc32c(void);
 void test_decode(void);
 void test_erofs_check(void);
+void test_inflate(void);
 void test_mutations(void);
 void test_relay(void);
 

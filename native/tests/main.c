@@ -14,6 +14,7 @@ int main(void)
     test_crc32c();
     test_decode();
     test_erofs_check();
+    test_inflate();
     test_mutations();
     test_relay();
     printf("%u checks, %u failed\n", checks, failures);

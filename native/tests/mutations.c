@@ -8,6 +8,7 @@
 #include "../codec.h"
 #include "../decode.h"
 #include "../fuse_request.h"
+#include "../inflate.h"
 #include "../relay.h"
 #include "check.h"
 #include "erofs_sample.h"
@@ -19,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #ifdef ND_FUZZER
 unsigned failures, checks;
@@ -56,6 +58,27 @@ static void decode_anything(const uint8_t *input, size_t size)
     }
     free(stored);
     free(target);
+}
+
+/* Bytes: bits, byte, length of the dictionary in units of 8, dictionary, stored bytes of a context. */
+static void inflate_anything(const uint8_t *input, size_t size)
+{
+    if (size < 3)
+        return;
+    uint32_t bits = input[0] % 9, byte = input[1];
+    size_t history = (size_t)input[2] * 8;
+    input += 3, size -= 3;
+    history = history < size ? history : size;
+    uint8_t *dictionary = copy_of(input, history), *stored = copy_of(input + history, size - history);
+    for (size_t length = 1; length <= TARGET_BYTES; length *= 8) {
+        uint8_t *target = exactly(length);
+        int done = nd_inflate_context(stored, size - history, dictionary, history, bits, byte, target,
+                                      length);
+        CHECK(done == (bits > 7 ? -EINVAL : done == 1));
+        free(target);
+    }
+    free(dictionary);
+    free(stored);
 }
 
 /* Bytes: table offset and entries (u32 each), then the bootstrap. */
@@ -140,8 +163,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     if (size == 0)
         return 0;
     static void (*const attempts[])(const uint8_t *, size_t) = {decode_anything, walk_anything,
-                                                                request_anything, tree_anything};
-    attempts[input[0] % 4](input + 1, size - 1);
+                                                                request_anything, tree_anything,
+                                                                inflate_anything};
+    attempts[input[0] % 5](input + 1, size - 1);
     if (failures > 0)
         abort();
     return 0;
@@ -249,12 +273,35 @@ static void mutate_tree(void)
     free(file);
 }
 
+/* Two gzip members without the first header, which is what a context is. */
+static void mutate_context(void)
+{
+    const size_t before = 3 + 800, header = 10;
+    uint8_t *plain = counted_bytes(3000), input[4000] = {0, 0, 800 / 8};
+    memcpy(input + 3, plain, 800);
+    size_t size = before;
+    for (int member = 0; member < 2; member++) {
+        z_stream stream = {.next_in = plain + 1000 * member, .avail_in = 1500};
+        CHECK(deflateInit2(&stream, 6, Z_DEFLATED, 16 + MAX_WBITS, 8, Z_DEFAULT_STRATEGY) == Z_OK);
+        stream.next_out = input + size;
+        stream.avail_out = (uInt)(sizeof input - size);
+        CHECK(deflate(&stream, Z_FINISH) == Z_STREAM_END);
+        size += stream.total_out;
+        deflateEnd(&stream);
+    }
+    size -= header;
+    memmove(input + before, input + before + header, size - before);
+    mutate(input, size, 77, inflate_anything);
+    free(plain);
+}
+
 void test_mutations(void)
 {
     mutate_chunks(ND_NONE);
     mutate_chunks(ND_LZ4_BLOCK);
     mutate_chunks(ND_ZSTD);
     mutate_bootstrap();
+    mutate_context();
     mutate_request(5, 4095, 4098);
     mutate_request(6, 5, 6000);
     mutate_tree();
