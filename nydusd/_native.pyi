@@ -175,6 +175,16 @@ class _Lib:
         count: int,
         counts: CData,
     ) -> int: ...
+    def nd_decrypt(
+        self,
+        data: CData,
+        length: int,
+        units: CData,
+        count: int,
+        key: CData,
+        key_length: int,
+        tweak: CData,
+    ) -> int: ...
     def nd_relay_drop_file(self, relay: CData, nodeid: int) -> int: ...
     def nd_relay_take(self, relay: CData, room: CData, length: int) -> int: ...
     def nd_relay_answer(self, relay: CData, device_fd: int, request: CData, length: int) -> int: ...

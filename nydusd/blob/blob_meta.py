@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 from typing import Annotated, NamedTuple, Protocol
 
 from nydusd import native
+from nydusd.blob import encryption
 from nydusd.blob.model import (
     BlobFeature,
     BlobInfo,
@@ -138,14 +139,23 @@ def _check_zran_header(found: MetaHeader, info: BlobInfo, source: str) -> None:
         raise FormatError("zran context count", found.context_count, rule, source)
 
 
+def open_header(stored: Buffer, info: BlobInfo) -> bytes:
+    """Return the plain header from what stands behind the stored CI array, checked by `check_header`."""
+    header = bytes(stored)
+    if info.cipher is not Cipher.NONE:
+        header = bytes(encryption.decrypt(stored, info.cipher_key))
+    check_header(header, info)
+    return header
+
+
 def decode_ci(stored: Buffer, info: BlobInfo) -> bytes:
     """Return the decoded CI array from its stored bytes, without header. Takes no more than it may be long."""
     ci = check_ci_size(info)
-    if info.cipher is not Cipher.NONE:
-        raise UnsupportedError(f"blob {info.blob_id}: encrypted blobs are not supported yet")
     if len(stored) != ci.compressed_size:
         rule = f"must be {ci.compressed_size}"
         raise FormatError("CI stored length", len(stored), rule, _source(info))
+    if info.cipher is not Cipher.NONE:
+        stored = encryption.decrypt(stored, info.cipher_key)
     return decompress(stored, ci.codec, ci.uncompressed_size, "CI", _source(info))
 
 
@@ -188,8 +198,11 @@ def open_ci(ci: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> 
 class ContextTable(Protocol):
     """The contexts behind a blob's chunk records."""
 
-    def context(self, number: int) -> Context:
-        """Return context `number`, checked. Raises FormatError if there is none, or it breaks a rule."""
+    def context(self, number: int, stored_offset: int) -> Context:
+        """Return context `number`, checked. Raises FormatError if there is none, or it breaks a rule.
+
+        stored_offset: the place in the blob that the chunk's own record names.
+        """
         ...
 
 
@@ -199,6 +212,10 @@ def _open_contexts(ci: Buffer, header: MetaHeader, info: BlobInfo) -> ContextTab
         from nydusd.blob.zran import ZranContexts  # images of their own kind
 
         return ZranContexts(area, header.context_count, info)
+    if BlobFeature.BATCH in info.features:
+        from nydusd.blob.batch import Batches  # the same
+
+        return Batches(area, header.context_count, info)
     return None
 
 
@@ -236,7 +253,7 @@ class CiTable:
     def chunk(self, index: int) -> Chunk:
         """Return chunk `index`, checked; see ChunkTable.
 
-        Raises UnsupportedError if the record is of a batch, zran or encrypted chunk.
+        Raises UnsupportedError if it lies in a context, and those are not known.
         """
         raise NotImplementedError
 
@@ -291,8 +308,14 @@ class CiTable:
         """Return the chunk with its digests, if it lies within the blob's bounds (spec blob §8)."""
         info = self._info
         where = f"chunk {chunk.chunk_index}"
-        if not chunk.is_compressed and chunk.compressed_size != chunk.uncompressed_size:
-            rule = f"must be {chunk.uncompressed_size}, for it is stored plain"
+        raw = chunk.uncompressed_size
+        if chunk.is_encrypted:
+            raw, least = encryption.stored_size(raw), encryption.UNIT_MIN_BYTES
+            if chunk.compressed_size < least:
+                rule = f"must be {least} or more, for it is encrypted"
+                raise FormatError(f"{where} stored size", chunk.compressed_size, rule, self._source)
+        if not chunk.is_compressed and chunk.compressed_size != raw:
+            rule = f"must be {raw}, for it is not compressed"
             raise FormatError(f"{where} stored size", chunk.compressed_size, rule, self._source)
         if chunk.compressed_size == 0 and BlobFeature.SEPARATE not in info.features:
             raise FormatError(f"{where} stored size", 0, "must not be zero", self._source)
@@ -365,14 +388,13 @@ V2_ZRAN = 0x02
 V2_BATCH = 0x04
 V2_ENCRYPTED = 0x08
 V2_HAS_CRC32 = 0x10
-_V2_UNSERVED = {V2_BATCH: "batch", V2_ENCRYPTED: "encrypted"}
-_V2_UNSERVED_MASK = V2_BATCH | V2_ENCRYPTED
+_V2_IN_CONTEXT = V2_ZRAN | V2_BATCH
 
 
 class CiTableV2(CiTable):
     """Records of 24 bytes: flags, plain size minus one, stored size, CRC or context (spec blob §8)."""
 
-    __slots__ = ("_contexts",)
+    __slots__ = ("_contexts", "_encrypted")
 
     record_bytes = V2_BYTES
 
@@ -386,19 +408,18 @@ class CiTableV2(CiTable):
         """contexts: where chunks lie that are not stored by themselves."""
         super().__init__(ci, info, digests)
         self._contexts = contexts
+        self._encrypted = BlobFeature.ENCRYPTED in info.features
 
     def chunk(self, index: int) -> Chunk:
         """Return chunk `index`, checked."""
         self._check_index(index)
         plain, stored, word = _V2_RECORD.unpack_from(self._ci, index * V2_BYTES)
         flags = plain >> 56
-        if flags & _V2_UNSERVED_MASK:
-            kinds = " ".join(name for flag, name in _V2_UNSERVED.items() if flags & flag)
-            raise UnsupportedError(
-                f"{self._source}: chunk {index}: {kinds} chunks are not supported yet"
-            )
-        if flags & V2_ZRAN:
-            return self._checked(self._in_context(index, plain, word))
+        if flags & _V2_IN_CONTEXT:
+            return self._checked(self._in_context(index, plain, stored, word))
+        if flags & V2_ENCRYPTED and not self._encrypted:
+            rule = "needs the feature ENCRYPTED"
+            raise FormatError(f"chunk {index} flags", f"{flags:#x}", rule, self._source)
         crc32: int | None = None
         if flags & V2_HAS_CRC32:
             crc32 = word & 0xFFFF_FFFF
@@ -413,14 +434,16 @@ class CiTableV2(CiTable):
                 uncompressed_size=((plain >> 32) & 0xFF_FFFF) + 1,
                 is_compressed=bool(flags & V2_COMPRESSED),
                 crc32=crc32,
+                is_encrypted=bool(flags & V2_ENCRYPTED),
             )
         )
 
-    def _in_context(self, index: int, plain: int, word: int) -> Chunk:
-        """Return a chunk that is cut out of a context; its own stored range says nothing of use."""
+    def _in_context(self, index: int, plain: int, stored: int, word: int) -> Chunk:
+        """Return a chunk that is cut out of a context; its own stored size says nothing of use."""
         if self._contexts is None:
             raise UnsupportedError(f"{self._source}: chunk {index}: its context is not known")
-        context, offset = self._contexts.context(word >> 32), word & 0xFFFF_FFFF
+        context = self._contexts.context(word >> 32, stored & 0xFF_FFFF_FFFF)
+        offset = word & 0xFFFF_FFFF
         size = ((plain >> 32) & 0xFF_FFFF) + 1
         if offset + size > context.uncompressed_size:
             rule = f"above the {context.uncompressed_size} bytes of context {context.number}"
@@ -436,6 +459,7 @@ class CiTableV2(CiTable):
             is_compressed=True,
             context=context,
             context_offset=offset,
+            is_encrypted=self._encrypted,  # by the blob's word alone (spec blob §10)
         )
 
     def claim(self, index: int) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class ZranContexts:
         self._info = info
         self._last: ZranContext | None = None  # neighbouring chunks share one
 
-    def context(self, number: int) -> ZranContext:
+    def context(self, number: int, stored_offset: int) -> ZranContext:  # noqa: ARG002 - the protocol's
         """Return context `number`, within the bounds of the layer and of the formats."""
         last = self._last
         if last is not None and last.number == number:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated, Final, NamedTuple
 
+from nydusd.blob.encryption import checked_key
 from nydusd.blob.features import (
     checked_blob_id,
     data_blob_id,
@@ -127,6 +128,10 @@ def _blob_info(
             uncompressed_size=entry.ci_uncompressed_size,
             codec=Codec(entry.ci_compressor),
         )
+    cipher, key = Cipher(entry.cipher_algo), None
+    if cipher is not Cipher.NONE:
+        tweak = entry.blob_meta_size.to_bytes(8, "little") + entry.cipher_iv
+        key = checked_key(entry.blob_meta_digest, tweak, where)
     new = BlobFeature.CAP_TAR_TOC in features  # before, the TOC fields were reserved (spec §18)
     return BlobInfo(
         index=entry.blob_index,
@@ -145,7 +150,8 @@ def _blob_info(
         meta_blob_id=meta_id,
         toc_size=entry.blob_toc_size if new else 0,
         toc_digest=entry.blob_toc_digest if new else NO_DIGEST,
-        cipher=Cipher(entry.cipher_algo),
+        cipher=cipher,
+        cipher_key=key,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import trio
 
 from nydusd import native
-from nydusd.blob.model import BlobInfo, Chunk, Context
+from nydusd.blob.model import BlobInfo, Chunk, CipherKey, Context
 from nydusd.errors import IntegrityError, NydusError
 from nydusd.records import Buffer
 from nydusd.storage.cache.files import CacheFile
@@ -48,8 +48,13 @@ class Decoder:
         """Decode and check `chunks` out of the stored bytes that begin at blob offset `offset`.
 
         They are written to `file`; without one, or where the disk refuses, they are kept in memory.
+        Raises FormatError for encrypted chunks without a key, or of a size that none has.
         """
         outcome = Decoded()
+        if self._info.cipher_key is not None:
+            stored, chunks = await self._workers.run(
+                _decrypted, stored, offset, chunks, self._info.cipher_key
+            )
         alone: list[Chunk] = []
         members: dict[int, list[Chunk]] = {}
         for chunk in chunks:
@@ -182,6 +187,14 @@ class Decoder:
             f"blob {self._info.blob_id}: chunk {chunk.chunk_index} at {chunk.compressed_offset}"
             f"+{chunk.compressed_size}: {what}"
         )
+
+
+def _decrypted(
+    stored: Buffer, offset: int, chunks: Sequence[Chunk], key: CipherKey
+) -> tuple[Buffer, Sequence[Chunk]]:
+    from nydusd.blob.encryption import decrypt_run  # few images have a key
+
+    return decrypt_run(stored, offset, chunks, key)
 
 
 def _plain_of(stored: Buffer, offset: int, context: Context) -> Buffer | None:

@@ -229,9 +229,7 @@ def _work_dir(config: Config) -> Path | None:
 
 def _same_blob(one: BlobInfo, other: BlobInfo) -> bool:
     """Tell whether two images mean the same thing by one blob id."""
-    return (one.chunk_count, one.uncompressed_size, one.codec, one.ci) == (
-        other.chunk_count,
-        other.uncompressed_size,
-        other.codec,
-        other.ci,
+    return all(
+        getattr(one, field) == getattr(other, field)
+        for field in ("chunk_count", "uncompressed_size", "codec", "ci", "cipher_key")
     )

@@ -13,7 +13,7 @@ import mmap
 import os
 from pathlib import Path
 
-from nydusd.blob.blob_meta import CiTable, check_header, compose_meta_file, decode_ci, open_meta
+from nydusd.blob.blob_meta import CiTable, compose_meta_file, decode_ci, open_header, open_meta
 from nydusd.blob.model import BlobFeature, BlobInfo, CiLocation
 from nydusd.blob.segment import check_sha256
 from nydusd.blob.toc import Toc, parse_toc, toc_range
@@ -25,11 +25,7 @@ from nydusd.storage.threads import Workers
 log = logging.getLogger(__name__)
 
 CI_HEADER_BYTES = 4096
-UNSERVED = (
-    (BlobFeature.ENCRYPTED, "encrypted"),
-    (BlobFeature.BATCH, "batch"),
-    (BlobFeature.TARFS, "tarfs"),
-)
+UNSERVED = ((BlobFeature.TARFS, "tarfs"),)
 
 
 def refuse_unserved(info: BlobInfo) -> None:
@@ -90,8 +86,7 @@ async def fetch_table(
 
 
 def _decode_meta(stored: bytes, ci: CiLocation, info: BlobInfo, toc: Toc | None) -> list[bytes]:
-    header = stored[ci.compressed_size :]
-    check_header(header, info)
+    header = open_header(stored[ci.compressed_size :], info)
     records = decode_ci(stored[: ci.compressed_size], info)
     entry = toc.find("blob.meta") if toc is not None else None
     if entry is not None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nydusd.blob.model import NO_DIGEST, BlobFeature, Cipher, Codec
+from nydusd.blob.model import NO_DIGEST, BlobFeature, Cipher, CipherKey, Codec
 from nydusd.errors import FormatError
 from nydusd.rafs.v6 import BootstrapV6, open_v6
 from tests.support.rafs_v6_image import (
@@ -261,7 +261,7 @@ def test_extra_bytes_behind_the_records_are_for_zran_batch_and_encrypted_blobs_a
 
 
 def test_a_key_in_the_blob_table_shows_up_nowhere() -> None:
-    key, iv = b"K" * 32, b"IVIVIVIV"
+    key, iv = b"K" * 31 + b"L", b"IVIVIVIV"
     features = FEATURES | BlobFeature.ENCRYPTED | BlobFeature.CHUNK_INFO_V2
     spec = BlobSpec(
         features=features, ci_uncompressed_size=48, cipher=1, meta_digest=key, cipher_iv=iv
@@ -269,12 +269,21 @@ def test_a_key_in_the_blob_table_shows_up_nowhere() -> None:
     bootstrap = opened(spec)
     assert bootstrap.blobs[0].cipher is Cipher.AES_128_XTS
     assert bootstrap.blobs[0].meta_blob_id == "b" * 64
+    assert bootstrap.blobs[0].cipher_key == CipherKey(key, bytes(8) + iv)
     shown = repr(bootstrap.blobs)
     assert "KKKK" not in shown
     assert key.hex() not in shown
     with pytest.raises(FormatError) as caught:
         opened(BlobSpec(features=features | BlobFeature.SEPARATE, cipher=1, meta_digest=key))
     assert key.hex() not in str(caught.value)
+
+
+def test_a_key_of_equal_halves_is_refused_and_not_shown() -> None:
+    for key in (bytes(32), b"K" * 32):
+        features = FEATURES | BlobFeature.ENCRYPTED | BlobFeature.CHUNK_INFO_V2
+        with pytest.raises(FormatError, match=r"cipher key is \*\*\*, its two halves") as caught:
+            opened(BlobSpec(features=features, ci_uncompressed_size=48, cipher=1, meta_digest=key))
+        assert "KKKK" not in str(caught.value)
 
 
 def test_unknown_compatible_feature_bits_are_ignored() -> None:
