@@ -287,6 +287,16 @@ def test_an_image_below_the_root_is_shown_by_fuse(house: House) -> None:
     assert (house.mountpoint / "deep/in/large").read_bytes() == LARGE
 
 
+def test_what_only_the_kernel_refuses_is_shown_by_fuse(house: House) -> None:
+    data = bytearray(house.bootstrap.read_bytes())
+    data[1024 + 90] = 1  # blocks of directories of another size, which no reader of ours looks at
+    house.bootstrap.write_bytes(data)
+    house.start()
+    assert mounts_at(house.mountpoint) == ["fuse"]
+    assert "Invalid argument" in house.choice()
+    assert folder_tree(house.mountpoint) == folder_tree(house.source)
+
+
 # ---- images that lie ------------------------------------------------------------------------------
 
 

@@ -144,6 +144,8 @@ class Stage:
         self.error: BaseException | None = None
 
     async def _open_frontend(self, opening: Opening) -> StillFrontend:
+        if self.mounted_at:
+            self.frontend = StillFrontend()  # `frontend` is always the newest
         self.mounted_at.append(opening.options.mountpoint)
         return self.frontend
 

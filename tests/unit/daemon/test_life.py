@@ -473,3 +473,35 @@ async def test_a_credential_of_a_configuration_is_never_shown() -> None:
         assert (await call(made, "POST", "/mount?mountpoint=/a", mount_body(config=text)))[0] == 204
         for target in ("/daemon", "/config", "/config?id=/a", "/daemon/events"):
             assert "dXNlcjpwYXNz" not in json.dumps((await call(made, "GET", target))[1])
+
+
+# ---- a frontend that shows one image for good ----------------------------------------------------
+
+
+async def test_deleting_the_only_image_of_a_fixed_frontend_leaves_one_that_takes_others() -> None:
+    pool = MemoryPool(BOOT, "/other.boot")
+    async with stage(pool, begin=False, bootstrap=Path(BOOT), config=config()) as made:
+        first = made.frontend
+        first.is_fixed = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.live)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await call(made, "DELETE", "/mount?mountpoint=/"))[0] == 204
+            assert first.calls == ["serve", "prime", "unmount", "stop", "close"]
+            assert made.frontend is not first
+            assert made.frontend.calls == ["serve", "prime"]
+            assert made.daemon.state is State.RUNNING
+            body = mount_body("/other.boot")
+            assert (await call(made, "POST", "/mount?mountpoint=/", body))[0] == 204
+            assert pool.images[BOOT].closed == 1
+            made.daemon.end()
+
+
+async def test_a_mount_that_is_not_there_does_not_cost_the_fixed_frontend(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with stage(MemoryPool(BOOT), bootstrap=Path(BOOT), config=config()) as made:
+        made.frontend.is_fixed = True
+        assert (await call(made, "DELETE", "/mount?mountpoint=/elsewhere"))[0] == 500
+        assert "nothing is mounted at /elsewhere" in caplog.text
+        assert made.frontend.calls == ["serve", "prime"]
