@@ -12,6 +12,7 @@ of a short read for zeros. A failed read is EIO for the reader, and is tried aga
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -51,6 +52,9 @@ _OPTIONS: Final = ("ro",)
 # Readahead of an EROFS mount only decides how much it asks of the device at once; what is read ahead from
 # there is the device's to decide (session.py). The kernel's default, 128 KiB, did as well as 1 MiB for a
 # sequential reader (1.2 to 1.3 GB/s either way), and asks for less that nobody wants. So it stays.
+
+# The kernel wants a file that it can read page by page itself; those of tmpfs and overlayfs are not.
+NO_FILE_MOUNT: Final = "the kernel mounts no file of that file system"
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _NAMES: Final = Path("/sys/fs/erofs")  # one directory per superblock, for as long as it lives
@@ -97,7 +101,8 @@ class ErofsMount:
             handover.abandon()
             raise MountError(f"mount of {metadata}: not in {MOUNT_TIMEOUT_S:.0f} s") from exc
         except OSError as exc:
-            raise MountError(f"EROFS mount of {metadata}: {exc.strerror}") from exc
+            words = NO_FILE_MOUNT if exc.errno == errno.ENOTBLK else exc.strerror
+            raise MountError(f"EROFS mount of {metadata}: {words}") from exc
         except BaseException:
             handover.abandon()
             raise

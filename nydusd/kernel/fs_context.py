@@ -2,7 +2,8 @@
 
 Owns     the context's descriptor while it is being configured; mounts are returned as descriptors, which
          are the caller's.
-Callers  kernel/erofs.py, in worker threads: `create` may wait for whoever serves what is being mounted.
+Callers  kernel/private_mount.py; kernel/erofs.py, in worker threads: `create` may wait for whoever serves what
+         is being mounted.
 Raises   OSError with the kernel's errno, and with its own words where it has any.
 
 Unlike mount(2) there is no page that all options must fit into, and no comma between them.

@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from struct import pack_into, unpack_from
@@ -18,7 +20,7 @@ from nydusd.builder.build import build_image
 from nydusd.builder.options import BuildOptions
 from nydusd.rafs.bootstrap import open_bootstrap
 from nydusd.rafs.v6 import BootstrapV6
-from tests.support.erofs_mounts import needs_erofs
+from tests.support.erofs_mounts import mounts_at, needs_erofs
 from tests.support.image_trees import folder_tree
 from tests.support.mounts import temporary_mountpoint, umount_lazily
 from tests.support.processes import Process
@@ -33,12 +35,6 @@ LARGE = seeded_bytes("large", 3 * 2**20 + 5)
 ALONE = seeded_bytes("alone", 40_000)  # a single chunk
 EIO = "Input/output error"
 OTHER = seeded_bytes("other", 5 * CHUNK)
-
-
-def mounts_at(path: Path) -> list[str]:
-    """Return the kinds of what is mounted exactly there, from the bottom to the top."""
-    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [line[line.index("-") + 1] for line in lines if line[4] == str(path)]
 
 
 def forget_pages(path: Path) -> None:
@@ -285,6 +281,15 @@ def test_an_image_below_the_root_is_shown_by_fuse(house: House) -> None:
     house.start("--virtual-mountpoint", "/deep/in")
     assert mounts_at(house.mountpoint) == ["fuse"]
     assert (house.mountpoint / "deep/in/large").read_bytes() == LARGE
+
+
+def test_a_bootstrap_on_tmpfs_is_shown_by_fuse(house: House) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        house.bootstrap = Path(shutil.copy(house.bootstrap, place))
+        house.start()
+        assert mounts_at(house.mountpoint) == ["fuse"]
+        assert "no file of that file system" in house.choice()
+        assert (house.mountpoint / "large").read_bytes() == LARGE
 
 
 def test_what_only_the_kernel_refuses_is_shown_by_fuse(house: House) -> None:
