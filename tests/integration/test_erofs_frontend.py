@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from nydusd.rafs.bootstrap import open_bootstrap
 from nydusd.rafs.v6 import BootstrapV6
 from tests.support.erofs_mounts import mounts_at, needs_erofs
 from tests.support.image_trees import folder_tree
-from tests.support.mounts import temporary_mountpoint, umount_lazily
+from tests.support.mounts import temporary_mountpoint, umount_lazily, wait_until
 from tests.support.processes import Process
 from tests.support.source_trees import seeded_bytes, write_small_tree
 from tests.support.tree import unquote
@@ -88,11 +89,19 @@ class House:
         assert process.wait() == 0
 
     def choice(self) -> str:
-        """Return the line that tells which frontend was taken last."""
-        lines = [
-            line for line in self.started[-1].log.read_text().splitlines() if "frontend=" in line
-        ]
-        return lines[-1].split("] ", 1)[1]
+        """Return the line that tells which frontend was taken last; the log is written behind our back."""
+
+        def lines() -> list[str]:
+            log = self.started[-1].log.read_text()
+            return [line for line in log.splitlines() if "frontend=" in line]
+
+        wait_until(lambda: len(lines()) == len(self.started), "each daemon has told its frontend")
+        return lines()[-1].split("] ", 1)[1]
+
+    def devices(self) -> str:
+        """Return what the newest daemon's devices are."""
+        self.choice()  # is told after them
+        return re.findall("devices: (.*)", self.started[-1].log.read_text())[-1]
 
 
 @pytest.fixture
@@ -174,7 +183,7 @@ def test_the_daemon_ends_with_its_mount(house: House, cache: str, ending: str) -
 def test_a_whole_image_is_read_without_the_daemon(house: House) -> None:
     house.fill_cache()
     process = house.start()
-    assert "devices: whole=1 filled=0" in process.log.read_text()
+    assert house.devices() == "whole=1 filled=0"
     process.end()
     for path in (house.mountpoint / "large", house.mountpoint / "other"):
         forget_pages(path)
@@ -196,6 +205,7 @@ def test_the_mount_of_a_killed_daemon_is_replaced(house: House) -> None:
     process = house.start()
     assert mounts_at(house.mountpoint) == ["erofs"]
     assert (house.mountpoint / "large").read_bytes() == LARGE
+    house.choice()  # is told after what we look for
     assert "a dead predecessor's mount is replaced" in process.log.read_text()
 
 
@@ -238,8 +248,8 @@ def test_each_blob_gets_what_it_can(house: House) -> None:
     assert house.started[-1].wait() == 0
     lost = sorted((house.folder / "cache").glob("*.blob.data"))[1]
     lost.unlink()
-    process = house.start(device=device)
-    assert "devices: whole=2 filled=1" in process.log.read_text()
+    house.start(device=device)
+    assert house.devices() == "whole=2 filled=1"
     for path, entry in want.items():
         content = Path(os.fsdecode(os.fsencode(house.mountpoint) + unquote(path))).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"], path
