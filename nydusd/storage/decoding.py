@@ -8,6 +8,7 @@ read are decoded side by side.
 import logging
 import os
 from collections.abc import Sequence
+from typing import Final
 
 import trio
 
@@ -19,6 +20,8 @@ from nydusd.storage.cache.files import CacheFile
 from nydusd.storage.threads import Workers
 
 log = logging.getLogger(__name__)
+
+_UNSAVED: Final = native.Decoded(native.Status.UNSAVED, 0)  # of every chunk, where there is no file
 
 
 class Decoded:
@@ -32,6 +35,13 @@ class Decoded:
         self.plain: dict[int, Buffer] = {}  # right, but in memory only
         self.errors: dict[int, NydusError] = {}
         self.write_error: str | None = None  # why chunks are in memory only
+
+    def add(self, other: "Decoded") -> None:
+        """Take over what became of other chunks of the same read."""
+        self.saved += other.saved
+        self.plain |= other.plain
+        self.errors |= other.errors
+        self.write_error = other.write_error or self.write_error
 
 
 class Decoder:
@@ -50,114 +60,25 @@ class Decoder:
         They are written to `file`; without one, or where the disk refuses, they are kept in memory.
         Raises FormatError for encrypted chunks without a key, or of a size that none has.
         """
-        outcome = Decoded()
-        if self._info.cipher_key is not None:
+        info = self._info
+        if info.cipher_key is not None:
             stored, chunks = await self._workers.run(
-                _decrypted, stored, offset, chunks, self._info.cipher_key
+                _decrypted, stored, offset, chunks, info.cipher_key
             )
-        alone: list[Chunk] = []
-        members: dict[int, list[Chunk]] = {}
-        for chunk in chunks:
-            if chunk.context is None:
-                alone.append(chunk)
-            else:
-                members.setdefault(chunk.context.number, []).append(chunk)
-        async with trio.open_nursery() as nursery:
-            for group in members.values():
-                nursery.start_soon(self._decode_context, stored, offset, group, file, outcome)
-            if alone:
-                await self._decode_alone(stored, offset, alone, file, outcome)
-        return outcome
+        fd = file.fd if file is not None else None
+        outcome = Decoded()
 
-    async def _decode_alone(
-        self,
-        stored: Buffer,
-        offset: int,
-        chunks: Sequence[Chunk],
-        file: CacheFile | None,
-        outcome: Decoded,
-    ) -> None:
-        unsaved: Sequence[Chunk] = chunks
-        if file is not None:
-            unsaved = await self._to_file(stored, offset, chunks, file, outcome)
-        for chunk in unsaved:
-            await self._to_memory(stored, offset, chunk, outcome)
+        async def decode_part(part: Sequence[Chunk]) -> None:
+            outcome.add(await self._workers.run(_decode, info, stored, offset, part, fd))
 
-    async def _decode_context(
-        self,
-        stored: Buffer,
-        offset: int,
-        chunks: Sequence[Chunk],
-        file: CacheFile | None,
-        outcome: Decoded,
-    ) -> None:
-        """Do the same with chunks of one context."""
-        context = chunks[0].context
-        assert context is not None
-        plain = await self._workers.run(_plain_of, stored, offset, context)
-        if plain is None:
-            broken = IntegrityError(
-                f"blob {self._info.blob_id}: context {context.number} at {context.compressed_offset}"
-                f"+{context.compressed_size} does not decode to {context.uncompressed_size} bytes"
-            )
-            outcome.errors.update((chunk.chunk_index, broken) for chunk in chunks)
-            return
-        # From here on they are chunks that are stored raw, in a blob that is the context's plain bytes.
-        raw = [
-            chunk._replace(
-                compressed_offset=chunk.context_offset,
-                compressed_size=chunk.uncompressed_size,
-                is_compressed=False,
-                is_encrypted=False,
-            )
-            for chunk in chunks
-        ]
-        await self._decode_alone(plain, 0, raw, file, outcome)
-
-    async def _to_file(
-        self,
-        stored: Buffer,
-        offset: int,
-        chunks: Sequence[Chunk],
-        file: CacheFile,
-        outcome: Decoded,
-    ) -> list[Chunk]:
-        results = await self._workers.run(
-            native.decode_to_file,
-            stored,
-            offset,
-            chunks,
-            int(self._info.codec),
-            int(self._info.digester),
-            file.fd,
-        )
-        unsaved: list[Chunk] = []
-        for chunk, result in zip(chunks, results, strict=True):
-            if result.status is native.Status.SAVED:
-                outcome.saved.append(chunk.chunk_index)
-            elif result.status is native.Status.UNSAVED:
-                unsaved.append(chunk)
-                outcome.write_error = os.strerror(result.errno)
-            else:
-                outcome.errors[chunk.chunk_index] = self._broken(chunk, result.status)
-        return unsaved
-
-    async def _to_memory(self, stored: Buffer, offset: int, chunk: Chunk, outcome: Decoded) -> None:
-        plain = bytearray(chunk.uncompressed_size)
-        (result,) = await self._workers.run(
-            native.decode_to_memory,
-            stored,
-            offset,
-            (chunk,),
-            int(self._info.codec),
-            int(self._info.digester),
-            plain,
-            chunk.uncompressed_offset,
-        )
-        if result.status is native.Status.SAVED:
-            outcome.plain[chunk.chunk_index] = plain
+        parts = _by_context(chunks)
+        if len(parts) == 1:
+            await decode_part(parts[0])
         else:
-            outcome.errors[chunk.chunk_index] = self._broken(chunk, result.status)
+            async with trio.open_nursery() as nursery:
+                for part in parts:
+                    nursery.start_soon(decode_part, part)
+        return outcome
 
     async def verify(self, chunks: Sequence[Chunk], file: CacheFile) -> set[int]:
         """Return the indices of those chunks that the cache file holds right."""
@@ -177,17 +98,6 @@ class Decoder:
                 )
         return right
 
-    def _broken(self, chunk: Chunk, status: native.Status) -> NydusError:
-        """Return the error for a chunk whose stored bytes are not what the image says."""
-        what = {
-            native.Status.DIGEST_MISMATCH: f"digest differs from {(chunk.digest or b'').hex()}",
-            native.Status.CRC_MISMATCH: f"CRC-32C differs from {chunk.crc32 or 0:#010x}",
-        }.get(status, f"{self._info.codec.name.lower()} data does not decode to its size")
-        return IntegrityError(
-            f"blob {self._info.blob_id}: chunk {chunk.chunk_index} at {chunk.compressed_offset}"
-            f"+{chunk.compressed_size}: {what}"
-        )
-
 
 def _decrypted(
     stored: Buffer, offset: int, chunks: Sequence[Chunk], key: CipherKey
@@ -197,6 +107,75 @@ def _decrypted(
     return decrypt_run(stored, offset, chunks, key)
 
 
-def _plain_of(stored: Buffer, offset: int, context: Context) -> Buffer | None:
-    begin = context.compressed_offset - offset
-    return context.decode(memoryview(stored)[begin : begin + context.compressed_size])
+def _by_context(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Return the chunks in parts: those stored by themselves, then those of each context."""
+    parts: dict[int | None, list[Chunk]] = {}
+    for chunk in chunks:
+        number = chunk.context.number if chunk.context is not None else None
+        parts.setdefault(number, []).append(chunk)
+    return list(parts.values())
+
+
+def _decode(
+    info: BlobInfo, stored: Buffer, offset: int, chunks: Sequence[Chunk], fd: int | None
+) -> Decoded:
+    """Decode one part in this worker thread, which holds no more than one context's plain bytes."""
+    outcome = Decoded()
+    context = chunks[0].context
+    if context is None:
+        runs = chunks
+    else:
+        begin = context.compressed_offset - offset
+        plain = context.decode(memoryview(stored)[begin : begin + context.compressed_size])
+        if plain is None:
+            for chunk in chunks:
+                outcome.errors[chunk.chunk_index] = _broken_context(info, context)
+            return outcome
+        # From here on they are chunks that are stored raw, in a blob that is the context's plain bytes.
+        stored, offset = plain, 0
+        runs = [
+            chunk._replace(
+                compressed_offset=chunk.context_offset,
+                compressed_size=chunk.uncompressed_size,
+                is_compressed=False,
+            )
+            for chunk in chunks
+        ]
+    codec, digester = int(info.codec), int(info.digester)
+    results: Sequence[native.Decoded] = [_UNSAVED] * len(runs)
+    if fd is not None:
+        results = native.decode_to_file(stored, offset, runs, codec, digester, fd)
+    for chunk, run, result in zip(chunks, runs, results, strict=True):
+        index, status = chunk.chunk_index, result.status
+        if status is native.Status.SAVED:
+            outcome.saved.append(index)
+            continue
+        if status is native.Status.UNSAVED:
+            if fd is not None:
+                outcome.write_error = os.strerror(result.errno)
+            room, at = bytearray(run.uncompressed_size), run.uncompressed_offset
+            (result,) = native.decode_to_memory(stored, offset, (run,), codec, digester, room, at)
+            if (status := result.status) is native.Status.SAVED:
+                outcome.plain[index] = room
+                continue
+        outcome.errors[index] = _broken(info, chunk, status)
+    return outcome
+
+
+def _broken(info: BlobInfo, chunk: Chunk, status: native.Status) -> NydusError:
+    """Return the error for a chunk whose stored bytes are not what the image says."""
+    what = {
+        native.Status.DIGEST_MISMATCH: f"digest differs from {(chunk.digest or b'').hex()}",
+        native.Status.CRC_MISMATCH: f"CRC-32C differs from {chunk.crc32 or 0:#010x}",
+    }.get(status, f"{info.codec.name.lower()} data does not decode to its size")
+    return IntegrityError(
+        f"blob {info.blob_id}: chunk {chunk.chunk_index} at {chunk.compressed_offset}"
+        f"+{chunk.compressed_size}: {what}"
+    )
+
+
+def _broken_context(info: BlobInfo, context: Context) -> NydusError:
+    return IntegrityError(
+        f"blob {info.blob_id}: context {context.number} at {context.compressed_offset}"
+        f"+{context.compressed_size}: does not decode to its {context.uncompressed_size} bytes"
+    )

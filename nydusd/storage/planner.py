@@ -90,9 +90,13 @@ def following(
         if chunk.context is None:
             if chunk.compressed_offset < end:
                 break
-        elif context is None or chunk.context.number != context.number:
-            plain += chunk.context.uncompressed_size
-            if chunk.compressed_end <= end or plain > AHEAD_PLAIN_MAX:
+        else:
+            plain += chunk.uncompressed_size
+            if context is None or chunk.context.number != context.number:
+                plain += chunk.context.uncompressed_size
+                if chunk.compressed_end <= end:
+                    break
+            if plain > AHEAD_PLAIN_MAX:
                 break
         context = chunk.context
         if is_absent(index):
@@ -111,8 +115,9 @@ def with_companions(
 ) -> list[Chunk]:
     """Return `chunks` and the absent ones that come out of the same contexts, each once, ascending.
 
-    Those lie around them in index order, at most COMPANIONS_MAX on either side. A broken record ends
-    the look on its side: whoever reads that chunk gets the error.
+    Those lie around them in index order, at most COMPANIONS_MAX on either side, and all together are no
+    more than the context gives. A broken record ends the look on its side: whoever reads that chunk gets
+    the error.
     """
     found = {chunk.chunk_index: chunk for chunk in chunks}
     seen: set[int] = set()
@@ -120,7 +125,7 @@ def with_companions(
         if chunk.context is None or chunk.context.number in seen:
             continue
         seen.add(chunk.context.number)
-        here = chunk.chunk_index
+        here, room = chunk.chunk_index, chunk.context.uncompressed_size - chunk.uncompressed_size
         last = min(here + COMPANIONS_MAX, len(table) - 1)
         for side in (
             range(here - 1, max(here - COMPANIONS_MAX, 0) - 1, -1),
@@ -132,6 +137,9 @@ def with_companions(
                 except (FormatError, UnsupportedError):
                     break
                 if other.context is None or other.context.number != chunk.context.number:
+                    break
+                room -= other.uncompressed_size
+                if room < 0:
                     break
                 if index not in found and is_absent(index):
                     found[index] = other
