@@ -83,6 +83,7 @@ class ErofsMount:
         self.mountpoint = mountpoint
         self.identity = identity
         self.superblock = superblock
+        self._root_fd: int | None = None  # from `unmount` to `release`
 
     @classmethod
     async def mount(cls, metadata: Path, devices: Sequence[str], mountpoint: Path) -> "ErofsMount":
@@ -143,15 +144,31 @@ class ErofsMount:
                 changes.poll(0)
 
     def unmount(self) -> bool:
-        """Take our mount off its mountpoint if it is still there on top; tell whether it was."""
+        """Take our mount off its mountpoint if it is still there on top; tell whether it was.
+
+        The superblock stays until `release`: whoever lets it go waits for its reads under way, and this may be
+        the thread that they wait for.
+        """
         try:
-            if mounts.identify(self.mountpoint) != self.identity:
-                return False
-        except MountError:
+            root_fd = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
             return False  # the path is gone, and our mount with it
-        mounts.detach(self.mountpoint)
+        try:
+            if mounts.identify(Path(f"/proc/self/fd/{root_fd}")) != self.identity:
+                return False
+            mounts.detach(self.mountpoint)
+            self._root_fd, root_fd = root_fd, -1
+        finally:
+            if root_fd >= 0:
+                os.close(root_fd)
         log.info("unmounted mountpoint=%s", self.mountpoint)
         return True
+
+    def release(self) -> None:
+        """Let the superblock go, if `unmount` has kept it. Reads under way must be answered or refused by now."""
+        if self._root_fd is not None:
+            os.close(self._root_fd)
+            self._root_fd = None
 
 
 def why_not() -> str | None:

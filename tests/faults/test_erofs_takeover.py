@@ -147,6 +147,19 @@ def test_what_comes_while_nobody_serves_waits_for_the_successor(image: Path) -> 
         assert said.strip() == hashlib.sha256(LARGE).hexdigest()
 
 
+def test_reads_that_nobody_waits_for_do_not_hold_the_end_up(image: Path) -> None:
+    with temporary_mountpoint() as mountpoint, contextlib.ExitStack() as ending:
+        first = Runner(image, mountpoint)
+        ending.callback(first.end)
+        waiting = ending.enter_context(reader(mountpoint / "large"))
+        waiting.kill()  # the kernel has read ahead for it, and goes on waiting
+        waiting.wait(PATIENCE_S)
+        first.close_fds()
+        first.say("end")
+        assert first.process.wait(PATIENCE_S) == 0
+        assert os.listdir(mountpoint) == []
+
+
 def test_without_a_successor_blocked_readers_get_eio(image: Path) -> None:
     with temporary_mountpoint() as mountpoint, contextlib.ExitStack() as ending:
         first = Runner(image, mountpoint)

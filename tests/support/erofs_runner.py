@@ -3,7 +3,7 @@
     python -m tests.support.erofs_runner MOUNTPOINT METADATA CONTENT SOCKET [STATE FD…]
 
 Sends its state and descriptors over SOCKET when it serves. With STATE it goes on for a predecessor. "go" on stdin
-lets the device answer, "stop" makes it stop serving and leave the mount.
+lets the device answer, "stop" makes it stop serving and leave the mount, "end" takes the mount along.
 """
 
 import json
@@ -98,6 +98,9 @@ async def obey(frontend: ErofsFrontend, device: GatedDevice) -> None:
             device.gate.set()
         if b"stop" in words:
             frontend.stop(grace_s=5.0)
+        if b"end" in words:
+            frontend.unmount()
+            frontend.stop(grace_s=0.2)
 
 
 if __name__ == "__main__":
