@@ -180,10 +180,22 @@ def open_meta(view: Buffer, info: BlobInfo, digests: DigestSource | None = None)
     size = meta_file_size(info)
     if len(view) != size:
         raise FormatError("blob meta length", len(view), f"must be {size}", _source(info))
-    header = check_header(view[size - HEADER_BYTES :], info)
+    return _open_table(view, check_header(view[size - HEADER_BYTES :], info), info, digests)
+
+
+def open_stored(stored: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> "CiTable":
+    """Return the chunks from the bytes of `stored_range`, as the blob has them."""
+    at = check_ci_size(info).compressed_size
+    header = check_header(open_header(stored[at:], info), info)
+    return _open_table(decode_ci(stored[:at], info), header, info, digests)
+
+
+def _open_table(
+    ci: Buffer, header: MetaHeader, info: BlobInfo, digests: DigestSource | None
+) -> "CiTable":
     if BlobFeature.CHUNK_INFO_V2 not in info.features:
-        return CiTableV1(view, info, digests)
-    return CiTableV2(view, info, digests, _open_contexts(view, header, info))
+        return CiTableV1(ci, info, digests)
+    return CiTableV2(ci, info, digests, _open_contexts(ci, header, info))
 
 
 def open_ci(ci: Buffer, info: BlobInfo, digests: DigestSource | None = None) -> "CiTable":

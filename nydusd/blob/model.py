@@ -164,6 +164,16 @@ class Chunk(NamedTuple):
         """First byte of the plain address space behind this chunk."""
         return self.uncompressed_offset + self.uncompressed_size
 
+    def out_of_context(self) -> "Chunk":
+        """Return the chunk as it lies, raw, in the plain bytes of its context."""
+        return self._replace(
+            compressed_offset=self.context_offset,
+            compressed_size=self.uncompressed_size,
+            is_compressed=False,
+            is_encrypted=False,
+            context=None,
+        )
+
 
 BLOCK_BYTES = 4096  # the unit of a layout, and of every device made of blobs
 

@@ -1,6 +1,6 @@
 """Blobs as local files: their chunk records, their inlined bootstrap, their chunks one by one.
 
-Owns     no open file between calls.
+Owns     no open file between calls; the plain bytes of one batch or zran context, for its next chunk.
 Callers  check.
 Raises   NotFoundError for a blob that is not there, FormatError and IntegrityError for a broken one.
 """
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nydusd import native
-from nydusd.blob.blob_meta import HEADER_BYTES, check_header, decode_ci, open_ci, stored_range
+from nydusd.blob import encryption
+from nydusd.blob.blob_meta import open_stored, stored_range
 from nydusd.blob.inline import extract_bootstrap, find_bootstrap, tail_range
-from nydusd.blob.model import BlobInfo, Chunk, ChunkTable, Cipher, DigestSource
+from nydusd.blob.model import BlobInfo, Chunk, ChunkTable, DigestSource
 from nydusd.blob.segment import ByteRange
 from nydusd.errors import FormatError, NotFoundError, NydusError, UnsupportedError
+from nydusd.records import Buffer
 
 
 class BlobFiles:
@@ -26,6 +28,8 @@ class BlobFiles:
         """Give one of the two."""
         self._folder = folder
         self._single = single
+        self._context: tuple[str, int, int] | None = None  # blob, number and place of the last one
+        self._plain: Buffer = b""  # that it gave
         self.verified = 0  # chunks that were decoded and found right
 
     def path_of(self, blob_id: str) -> Path:
@@ -37,13 +41,10 @@ class BlobFiles:
 
     def chunk_table(self, info: BlobInfo, digests: DigestSource | None) -> ChunkTable:
         """Return a v6 blob's chunks from the records at its end (spec blob §7)."""
-        if info.cipher is not Cipher.NONE:
-            raise UnsupportedError(f"blob {info.blob_id}: encrypted blobs are not supported yet")
         wanted = stored_range(info)
         with _opened(self.path_of(info.meta_blob_id)) as file:
             stored = _read(file, wanted)
-        check_header(stored[-HEADER_BYTES:], info)
-        return open_ci(decode_ci(stored[:-HEADER_BYTES], info), info, digests)
+        return open_stored(stored, info, digests)
 
     def check_chunks(
         self,
@@ -91,19 +92,35 @@ class BlobFiles:
         """Decode a chunk and compare it with what its record says of it."""
         where = f"blob {info.blob_id}: chunk {chunk.chunk_index}"
         try:
-            stored = _read(file, ByteRange(chunk.compressed_offset, chunk.compressed_size))
+            stored, at, chunk = self._opened(info, chunk, file)
         except FormatError as exc:
             fault(where, exc)
             return
         plain = bytearray(chunk.uncompressed_size)
         offset = chunk.uncompressed_offset
         (result,) = native.decode_to_memory(
-            stored, chunk.compressed_offset, [chunk], info.codec, info.digester, plain, offset
+            stored, at, [chunk], info.codec, info.digester, plain, offset
         )
         if result.status is native.Status.SAVED:
             self.verified += 1
         else:
             fault(where, result.status.name.lower().replace("_", " "))
+
+    def _opened(self, info: BlobInfo, chunk: Chunk, file: BinaryIO) -> tuple[Buffer, int, Chunk]:
+        """Return bytes that the chunk can be decoded from, where they begin, and how it lies in them."""
+        context, at = chunk.context, chunk.compressed_offset
+        key = (info.blob_id, context.number, at) if context is not None else None
+        if key is None or key != self._context:
+            stored: Buffer = _read(file, ByteRange(at, chunk.compressed_size))
+            stored, (chunk,) = encryption.decrypt_run(stored, at, [chunk], info.cipher_key)
+            if context is None:
+                return stored, at, chunk
+            plain = context.decode(stored)
+            if plain is None:
+                rule = f"must give {context.uncompressed_size} bytes"
+                raise FormatError(f"context {context.number}", "broken", rule)
+            self._context, self._plain = key, plain
+        return self._plain, 0, chunk.out_of_context()
 
 
 @contextmanager

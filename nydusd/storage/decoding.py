@@ -133,14 +133,7 @@ def _decode(
             return outcome
         # From here on they are chunks that are stored raw, in a blob that is the context's plain bytes.
         stored, offset = plain, 0
-        runs = [
-            chunk._replace(
-                compressed_offset=chunk.context_offset,
-                compressed_size=chunk.uncompressed_size,
-                is_compressed=False,
-            )
-            for chunk in chunks
-        ]
+        runs = [chunk.out_of_context() for chunk in chunks]
     codec, digester = int(info.codec), int(info.digester)
     results: Sequence[native.Decoded] = [_UNSAVED] * len(runs)
     if fd is not None:
