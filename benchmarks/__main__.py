@@ -17,7 +17,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import imports, readahead, reads, scale, scene, walks
+from benchmarks import devices, imports, readahead, reads, scale, scene, walks
 from benchmarks.contestants import add_arguments, contestants
 from benchmarks.lives import Measurement
 from benchmarks.rows import EROFSFUSE, EXT4, GROUPS, RANDOM_SHAPES
@@ -58,6 +58,7 @@ def main() -> None:
         trees = copies(stack, options, folder, stage)
         table = Table([*(who.column for who in daemons), *trees])
         source = stage.subject.source
+        plans = {kib: reads.plan_reads(source, stage.large, kib) for kib, _ in RANDOM_SHAPES}
         measurement = Measurement(
             table=table,
             subject=stage.subject,
@@ -67,7 +68,11 @@ def main() -> None:
             host=stage.host,
             mbit=options.mbit,
             big=stage.big,
-            plans={kib: reads.plan_reads(source, stage.large, kib) for kib, _ in RANDOM_SHAPES},
+            plans=plans,
+            device_plans={
+                kib: devices.plan_of_devices(plan, stage.subject.bootstrap)
+                for kib, plan in plans.items()
+            },
             xattrs=walks.getfattr(source)[1],
         )
         print(f"{stage.title}; medians of {options.rounds}\n", flush=True)

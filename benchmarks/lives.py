@@ -1,16 +1,17 @@
 """One round of one contestant: its lives, cold, complete, partly cached, and what each of them shows."""
 
 import shutil
+import sys
 import time
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import mounts, reads, rows, walks
+from benchmarks import devices, mounts, reads, rows, walks
 from benchmarks.blob_cache import Victim
 from benchmarks.contestants import Contestant
 from benchmarks.process import Daemon, drop_caches
-from benchmarks.rows import COMPLETE, PARTLY, StateRows
+from benchmarks.rows import BASES, COMPLETE, EROFS, PARTLY, StateRows
 from benchmarks.subject import Subject, Tree
 from benchmarks.table import Table
 from tests.support.slow_link import LinkProcess
@@ -32,6 +33,7 @@ class Measurement:
     mbit: float
     big: Path
     plans: dict[int, reads.Plan]  # by KiB
+    device_plans: dict[int, devices.DevicePlan | None]  # the same, of the blob device
     xattrs: list[str]  # what getfattr says of the source
 
     def round_of(self, who: Contestant) -> None:
@@ -42,6 +44,8 @@ class Measurement:
             self._complete(who)
         if self.groups & {"start", "find", "getfattr", "tar", "sequential", "random"}:
             self._partly_cached(who)
+        if "random" in self.groups and who.column == EROFS:
+            self._devices(who)
 
     def round_of_tree(self, column: str, tree: Tree) -> None:
         """Measure a file system that has no states: the same figure stands in the rows of both."""
@@ -116,6 +120,25 @@ class Measurement:
             if not life.requests():
                 self.table.note(f"**{who.column}: the absent chunk came from nowhere**")
 
+    def _devices(self, who: Contestant) -> None:
+        """What EROFS reads from, when one chunk is absent: O_DIRECT takes the whole way to the cache file."""
+        self._make_whole(who)
+        who.cache.take_out(self.victim.extent)
+        with devices.shown(who.folder, who.bootstrap, who.settings(self.host)) as tree:
+            for kib, jobs in rows.RANDOM_SHAPES:
+                plan = self.device_plans[kib]
+                if plan is None:
+                    self.table.note("the device of a v5 image is not measured by itself")
+                    return
+                drop_caches()
+                reads.prime(who.cache.data)
+                speed, _ = reads.random_reads(
+                    tree, self.subject.source, plan.device, jobs, plan.files
+                )
+                self._add(who, rows.DEVICE[kib, jobs], speed)
+            if not devices.holds(tree, self.victim, self.subject.source):
+                sys.exit("the device has other bytes of the absent chunk than the source")
+
     def _starts(self, who: Contestant) -> None:
         drop_caches()
         with who.live(self.host) as life:  # brings back what was dropped, for the next one
@@ -151,11 +174,10 @@ class Measurement:
                 reads.prime(tree.store)
                 speed, direct = reads.random_reads(tree.path, source, self.plans[kib], jobs)
                 for state in states:
-                    self.table.add(state.random[kib, jobs], column, speed)
-                if not direct:
-                    self.table.note(
-                        f"{column}: O_DIRECT is refused, random reads go through the page cache"
-                    )
+                    found = state.random if direct else state.buffered
+                    self.table.add(found[kib, jobs], column, speed)
+                if column in BASES and PARTLY in states:
+                    self.table.add(rows.DEVICE[kib, jobs], column, speed)
 
     def _make_whole(self, who: Contestant) -> None:
         """Read everything, without the link, until nothing is absent."""

@@ -98,11 +98,14 @@ def sequential(tree: Path, source: Path, file: Path) -> float:
     return size / 2**20 / seconds
 
 
-def random_reads(tree: Path, source: Path, plan: Plan, jobs: int) -> tuple[float, bool]:
+def random_reads(
+    tree: Path, source: Path, plan: Plan, jobs: int, in_source: Plan | None = None
+) -> tuple[float, bool]:
     """Carry out a plan with so many processes; return reads per second, and whether O_DIRECT was taken.
 
     A file system that refuses O_DIRECT is read through the page cache, without readahead; as no byte is
     asked for twice and the cache was dropped, what is there does not help it.
+    in_source: where the source has the same bytes, if not in the same places.
     """
     direct = _takes_direct(tree / plan.files[0])
     context = multiprocessing.get_context("fork")
@@ -116,7 +119,7 @@ def random_reads(tree: Path, source: Path, plan: Plan, jobs: int) -> tuple[float
             worker.join()
             if worker.exitcode:
                 sys.exit(f"a reader of {tree} ended with status {worker.exitcode}")
-        _compare(tree, source, plan, room)
+        _compare(tree, source, in_source or plan, room)
     return len(plan.places) / (max(crew.times[1::2]) - min(crew.times[::2])), direct
 
 
