@@ -19,7 +19,7 @@ from nydusd.config.load import load
 from nydusd.storage.device import BlobDevice
 from nydusd.storage.pool import open_pool
 from tests.support.erofs_mounts import needs_erofs
-from tests.support.mounts import temporary_mountpoint, umount_lazily
+from tests.support.mounts import temporary_mountpoint, umount_lazily, wait_until
 from tests.support.source_trees import seeded_bytes
 
 pytestmark = needs_erofs
@@ -113,6 +113,10 @@ def reader(path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def waits_for_disk(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("D")
+
+
 def test_readers_blocked_by_a_kill_finish_under_the_successor(image: Path) -> None:
     with temporary_mountpoint() as mountpoint, contextlib.ExitStack() as ending:
         first = Runner(image, mountpoint)
@@ -152,6 +156,7 @@ def test_reads_that_nobody_waits_for_do_not_hold_the_end_up(image: Path) -> None
         first = Runner(image, mountpoint)
         ending.callback(first.end)
         waiting = ending.enter_context(reader(mountpoint / "large"))
+        wait_until(lambda: waits_for_disk(waiting.pid), "it waits for the device")
         waiting.kill()  # the kernel has read ahead for it, and goes on waiting
         waiting.wait(PATIENCE_S)
         first.close_fds()
