@@ -187,13 +187,9 @@ class ErofsFrontend:
         return self._mount.unmount()
 
     def close(self) -> None:
-        """Let the session's descriptors go: reads of what the kernel has not cached fail with EIO.
-
-        After `unmount` the superblock goes as well, in this order: it waits for its reads.
-        """
+        """Let the session's descriptors go: reads of what the kernel has not cached fail with EIO."""
         if self._answering is not None:
             self._answering.close()
-        self._mount.release()
 
 
 class _Answering:

@@ -83,7 +83,6 @@ class ErofsMount:
         self.mountpoint = mountpoint
         self.identity = identity
         self.superblock = superblock
-        self._root_fd: int | None = None  # from `unmount` to `release`
 
     @classmethod
     async def mount(cls, metadata: Path, devices: Sequence[str], mountpoint: Path) -> "ErofsMount":
@@ -146,29 +145,17 @@ class ErofsMount:
     def unmount(self) -> bool:
         """Take our mount off its mountpoint if it is still there on top; tell whether it was.
 
-        The superblock stays until `release`: whoever lets it go waits for its reads under way, and this may be
-        the thread that they wait for.
+        The devices may be files that this thread serves: nothing here waits for a read of them. EROFS reads
+        devices in the thread that asks, through their page cache; a reader who was killed has let go.
         """
         try:
-            root_fd = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False  # the path is gone, and our mount with it
-        try:
-            if mounts.identify(Path(f"/proc/self/fd/{root_fd}")) != self.identity:
+            if mounts.identify(self.mountpoint) != self.identity:
                 return False
-            mounts.detach(self.mountpoint)
-            self._root_fd, root_fd = root_fd, -1
-        finally:
-            if root_fd >= 0:
-                os.close(root_fd)
+        except MountError:
+            return False  # the path is gone, and our mount with it
+        mounts.detach(self.mountpoint)
         log.info("unmounted mountpoint=%s", self.mountpoint)
         return True
-
-    def release(self) -> None:
-        """Let the superblock go, if `unmount` has kept it. Reads under way must be answered or refused by now."""
-        if self._root_fd is not None:
-            os.close(self._root_fd)
-            self._root_fd = None
 
 
 def why_not() -> str | None:
