@@ -1,4 +1,4 @@
-"""Every reference image of the kinds that are served, read through the pool without a kernel: each byte, cold and warm.
+"""Every reference image that is served, read through the pool without a kernel: each byte, cold and warm.
 
 The mount on top is tested elsewhere; this finds a wrong byte in seconds and without privileges.
 """
