@@ -125,28 +125,31 @@ def make_layer(
         if start.out - opened[-1].out >= context_size:
             opened.append(start)
     contexts, dictionaries, pieces = b"", b"", list[Piece]()
+    places: list[int] = []  # of each piece, in its context
     done = 0
-    for number, start in enumerate(opened):
-        follows = number + 1 < len(opened)
-        target = opened[number + 1].out if follows else len(plain)
+    for place, start in enumerate(opened):
+        number = len(contexts) // CONTEXT_BYTES
+        target = opened[place + 1].out if place + 1 < len(opened) else len(plain)
+        if done >= target:
+            continue  # the chunks of the one before go beyond it
         while done < target:
             size = min(chunk_size, len(plain) - done)
             pieces.append(Piece(number, done, size))
+            places.append(done - start.out)
             done += size
-        # Chunks go on into the next block or member: the stored range must reach to the block behind.
-        behind = [other.bit for other in starts if other.out >= done and other.bit > start.bit]
+        # The last chunk ends in a later block, maybe of a later member: all of that one is needed.
+        behind = (other.bit for other in starts if other.out >= done and other.bit > start.bit)
         end = min(behind, default=8 * len(stored))
-        size = max(done - start.out, 1)
-        contexts += context_record(stored, start, end, size, len(dictionaries))
+        contexts += context_record(stored, start, end, done - start.out, len(dictionaries))
         dictionaries += plain[start.out - start.history : start.out]
     records = b"".join(
         struct.pack(
             "<QQQ",
             number | (piece.size - 1) << 32 | ZRAN_FLAGS << 56,
-            opened[piece.context].bit // 8,
-            piece.context << 32 | piece.start - opened[piece.context].out,
+            0,  # where the gzip reader stood: of no use
+            piece.context << 32 | place,
         )
-        for number, piece in enumerate(pieces)
+        for number, (piece, place) in enumerate(zip(pieces, places, strict=True))
     )
     ci = records + contexts + dictionaries
     info = BlobInfo(
