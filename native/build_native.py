@@ -101,6 +101,28 @@ ffibuilder.cdef(
     int nd_erofs_check(const uint8_t *bootstrap, size_t length, const nd_erofs_image *image,
                        const nd_erofs_blob *blobs, nd_erofs_claim *claims, nd_erofs_walk *walk);
 
+    typedef struct {
+        uint64_t lookups, getattrs, listings;
+        int64_t open;
+    } nd_tree_counts;
+    typedef struct {
+        const uint8_t *bytes;
+        uint64_t length;
+        uint64_t meta_offset;
+        uint64_t root_nid;
+        uint32_t block_size;
+        uint32_t chunk_size;
+        uint64_t high;
+        uint64_t generation;
+        int64_t mounted_at_s;
+        uint32_t uid, gid;
+        bool explicit_ids;
+        nd_tree_counts *counts;
+    } nd_tree;
+
+    ssize_t nd_tree_answer(const nd_tree *tree, const uint8_t *request, size_t length,
+                           uint8_t *reply, size_t room);
+
     typedef struct nd_relay nd_relay;
     typedef struct {
         uint64_t file_offset, cache_offset;
@@ -128,6 +150,8 @@ ffibuilder.cdef(
     int nd_relay_add_flat(nd_relay *relay, uint64_t nodeid, uint64_t size, unsigned source,
                           const uint32_t *blocks, size_t count, nd_read_counts *counts);
     int nd_relay_drop_file(nd_relay *relay, uint64_t nodeid);
+    int nd_relay_add_tree(nd_relay *relay, unsigned index, const nd_tree *tree);
+    int nd_relay_drop_tree(nd_relay *relay, unsigned index);
     ssize_t nd_relay_take(nd_relay *relay, uint8_t *room, size_t length);
     int nd_relay_answer(nd_relay *relay, int device_fd, const uint8_t *request, size_t length);
     uint64_t nd_relay_dropped(const nd_relay *relay);

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -85,6 +86,23 @@ static int answer(nd_relay *relay, int fd, const nd_request *request, bool may_w
     return done;
 }
 
+/* A request for a name or attributes. True: answered, or withdrawn. */
+static bool answer_from_tree(nd_relay *relay, int fd, const uint8_t *bytes, size_t length)
+{
+    struct fuse_in_header header;
+    memcpy(&header, bytes, sizeof header);
+    unsigned phase;
+    const nd_tree *tree = nd_tree_begin(&relay->files, header.nodeid, &phase);
+    if (tree == NULL)
+        return false;
+    uint8_t payload[ND_TREE_REPLY_BYTES_MAX];
+    ssize_t size = nd_tree_answer(tree, bytes, length, payload, sizeof payload);
+    /* If the reply cannot be written, Python tries again and says what is wrong. */
+    bool is_done = size >= 0 && reply(fd, header.unique, 0, payload, (size_t)size) == 1;
+    nd_tree_end(&relay->files, phase);
+    return is_done;
+}
+
 int nd_relay_answer(nd_relay *relay, int device_fd, const uint8_t *request, size_t length)
 {
     nd_request parsed;
@@ -159,6 +177,8 @@ static void take_request(struct nd_worker *worker, const uint8_t *bytes, size_t 
             return;
         break;
     case ND_REQUEST_OTHER:
+        if (answer_from_tree(relay, fd, bytes, length))
+            return;
         break;
     }
     if (nd_queue_put(&relay->queue, ND_MESSAGE_REQUEST, worker->device, bytes, length) != 0)

@@ -1,5 +1,6 @@
 /* The relay: threads between /dev/fuse and Python. They answer READs of what a cache file holds
- * already and queue every other request, but FORGETs, which nobody here needs.
+ * already, and requests for names and attributes of trees that they know. They queue every other
+ * request, but FORGETs, which nobody here needs.
  *
  * Devices are descriptors of one FUSE connection: /dev/fuse itself, or clones of it. A reply goes to
  * the descriptor that its request was read from. Pointers given stay the caller's and must outlive
@@ -10,6 +11,8 @@
  */
 #ifndef ND_RELAY_H
 #define ND_RELAY_H
+
+#include "tree_v6.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -89,6 +92,13 @@ int nd_relay_add_flat(nd_relay *relay, uint64_t nodeid, uint64_t size, unsigned 
 
 /* Waits until no thread uses it. -ENOENT. */
 int nd_relay_drop_file(nd_relay *relay, uint64_t nodeid);
+
+/* A tree: requests whose nodeid's top byte is `index` (not 0) are answered from it, as far as tree_v6.h
+ * goes. The struct is copied; what it points to is borrowed. -EEXIST. */
+int nd_relay_add_tree(nd_relay *relay, unsigned index, const nd_tree *tree);
+
+/* Waits until no thread uses it. -ENOENT. */
+int nd_relay_drop_tree(nd_relay *relay, unsigned index);
 
 /* Take whole messages out of the queue, as many as fit; bytes copied, 0: nothing queued.
  * ND_REQUEST_BYTES_MAX + 8 bytes hold any message; -EMSGSIZE: the first one does not fit. */

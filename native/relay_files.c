@@ -29,6 +29,8 @@ void nd_files_free(struct nd_files *files)
             free(file);
         }
     free(files->buckets);
+    for (size_t i = 0; i < ND_TREES_MAX; i++)
+        free(files->trees[i]);
     for (void *room = files->spare, *next; room != NULL; room = next) {
         memcpy(&next, room, sizeof next);
         munmap(room, ND_REPLY_BYTES_MAX);
@@ -240,6 +242,68 @@ int nd_relay_drop_file(nd_relay *relay, uint64_t nodeid)
     return file == NULL ? -ENOENT : 0;
 }
 
+int nd_relay_add_tree(nd_relay *relay, unsigned index, const nd_tree *tree)
+{
+    if (index == 0 || index >= ND_TREES_MAX || tree->high != (uint64_t)index << 56 ||
+        tree->bytes == NULL || tree->block_size == 0 || tree->chunk_size == 0 ||
+        tree->counts == NULL || !is_aligned(tree->counts, sizeof(uint64_t)))
+        return -EINVAL;
+    nd_tree *copy = malloc(sizeof *copy);
+    if (copy == NULL)
+        return -ENOMEM;
+    *copy = *tree;
+    struct nd_files *files = &relay->files;
+    pthread_mutex_lock(&files->lock);
+    bool is_new = files->trees[index] == NULL;
+    if (is_new)
+        files->trees[index] = copy;
+    pthread_mutex_unlock(&files->lock);
+    if (!is_new)
+        free(copy);
+    return is_new ? 0 : -EEXIST;
+}
+
+int nd_relay_drop_tree(nd_relay *relay, unsigned index)
+{
+    if (index >= ND_TREES_MAX)
+        return -ENOENT;
+    struct nd_files *files = &relay->files;
+    pthread_mutex_lock(&files->lock);
+    nd_tree *tree = files->trees[index];
+    files->trees[index] = NULL;
+    if (tree != NULL)
+        drain(files);
+    pthread_mutex_unlock(&files->lock);
+    free(tree);
+    return tree == NULL ? -ENOENT : 0;
+}
+
+const nd_tree *nd_tree_begin(struct nd_files *files, uint64_t nodeid, unsigned *phase)
+{
+    pthread_mutex_lock(&files->lock);
+    const nd_tree *tree = files->trees[nodeid >> 56];
+    if (tree != NULL) {
+        *phase = files->phase;
+        files->sections[*phase]++;
+    }
+    pthread_mutex_unlock(&files->lock);
+    return tree;
+}
+
+/* With the lock held. */
+static void end_section(struct nd_files *files, unsigned phase)
+{
+    if (--files->sections[phase] == 0 && files->is_draining)
+        pthread_cond_broadcast(&files->changed);
+}
+
+void nd_tree_end(struct nd_files *files, unsigned phase)
+{
+    pthread_mutex_lock(&files->lock);
+    end_section(files, phase);
+    pthread_mutex_unlock(&files->lock);
+}
+
 bool nd_read_begin(struct nd_files *files, const nd_request *request, struct nd_read *read)
 {
     if (request->size > ND_REPLY_BYTES_MAX)
@@ -286,8 +350,7 @@ void nd_read_end(struct nd_files *files, struct nd_read *read)
         files->spare_count++;
         read->room = NULL;
     }
-    if (--files->sections[read->phase] == 0 && files->is_draining)
-        pthread_cond_broadcast(&files->changed);
+    end_section(files, read->phase);
     pthread_mutex_unlock(&files->lock);
     if (read->room != NULL)
         munmap(read->room, ND_REPLY_BYTES_MAX);

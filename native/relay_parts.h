@@ -48,7 +48,9 @@ struct nd_file {
     nd_read_counts *counts;
 };
 
-/* Sources and files come and go while threads read. A READ is a section, from nd_read_begin to
+#define ND_TREES_MAX 256
+
+/* Sources, files and trees come and go while threads read. A READ is a section, from nd_read_begin to
  * nd_read_end; what it found stays valid until then. Dropping unlinks under the lock, so that no
  * new section finds the object, and then waits until the sections that began before have ended.
  * So nothing is counted per object, and a READ costs two short locks. */
@@ -62,6 +64,7 @@ struct nd_files {
     size_t source_count, source_room;
     struct nd_file **buckets; /* by nodeid; their number is a power of two */
     size_t file_count, bucket_count;
+    nd_tree *trees[ND_TREES_MAX]; /* by the top byte of the nodeid; NULL: none */
     void *spare; /* reply buffers, last used first: as many are touched as were used at once */
     unsigned spare_count, spare_max;
 };
@@ -82,6 +85,10 @@ void nd_files_free(struct nd_files *files);
 /* False, and no section: not a known file, or more than a reply buffer holds. */
 bool nd_read_begin(struct nd_files *files, const nd_request *request, struct nd_read *read);
 void nd_read_end(struct nd_files *files, struct nd_read *read);
+
+/* The tree that a nodeid belongs to, and a section; NULL: none, and no section. */
+const nd_tree *nd_tree_begin(struct nd_files *files, uint64_t nodeid, unsigned *phase);
+void nd_tree_end(struct nd_files *files, unsigned phase);
 
 /* ---- relay_read.c: from a range of a file to ranges of cache files ---- */
 

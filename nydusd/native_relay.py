@@ -1,4 +1,4 @@
-"""The typed edge of native/relay.h: threads that answer READs of ready ranges and queue the rest.
+"""The typed edge of native/relay.h: threads that answer for ready ranges and for names, and queue the rest.
 
 Owns     the threads, their eventfd and queue; references to every buffer that C was given, until it is
          dropped. Devices and cache files stay the caller's: they must be open until `stop`, or until
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nydusd._native import ffi, lib
 from nydusd.native import Buffer
+from nydusd.native_tree import NativeTree
 
 if TYPE_CHECKING:  # cffi's own class has no name that could be imported
     from nydusd._native import CData
@@ -133,6 +134,7 @@ class Relay:
         self._room = bytearray(_TAKE_BYTES)
         self._sources: dict[int, list[CData]] = {}
         self._files: dict[int, list[CData]] = {}
+        self._trees: dict[int, NativeTree] = {}
 
     def start(self, devices: Sequence[int], threads: int, threads_max: int) -> None:
         """Have `threads` threads read the devices, and up to `threads_max` while some wait for a disk.
@@ -166,8 +168,11 @@ class Relay:
             os.close(self.wake_fd)
             for kept in (*self._sources.values(), *self._files.values()):
                 _release(kept)
+            for tree in self._trees.values():
+                tree.close()
             self._sources.clear()
             self._files.clear()
+            self._trees.clear()
 
     def take(self) -> list[Message]:
         """Return what is queued, oldest first, none if nothing is; more may be left (`wake_fd` tells)."""
@@ -260,6 +265,22 @@ class Relay:
         """
         _check(lib.nd_relay_drop_file(self._open(), nodeid))
         _release(self._files.pop(nodeid))
+
+    def add_tree(self, tree: NativeTree) -> None:
+        """Have requests for names and attributes of a tree answered from it. Raises FileExistsError.
+
+        The tree is this object's from now on: `drop_tree` closes it.
+        """
+        _check(lib.nd_relay_add_tree(self._open(), tree.index, tree.cdata))
+        self._trees[tree.index] = tree
+
+    def drop_tree(self, index: int) -> None:
+        """Forget a tree: its requests are queued from now on. Waits for those that have begun.
+
+        Raises FileNotFoundError if it is not known.
+        """
+        _check(lib.nd_relay_drop_tree(self._open(), index))
+        self._trees.pop(index).close()
 
     @property
     def dropped(self) -> int:

@@ -63,5 +63,6 @@ void test_erofs_check(void);
 void test_inflate(void);
 void test_mutations(void);
 void test_relay(void);
+void test_tree_v6(void);
 
 #endif

@@ -10,6 +10,7 @@
 #include "../fuse_request.h"
 #include "../inflate.h"
 #include "../relay.h"
+#include "../tree_v6.h"
 #include "check.h"
 #include "erofs_sample.h"
 
@@ -154,6 +155,33 @@ static void tree_anything(const uint8_t *input, size_t size)
     free(file);
 }
 
+#define REQUEST_BYTES 96
+
+/* Bytes: a request, padded with zeros, its length the last of its bytes; then the bootstrap. */
+static void names_anything(const uint8_t *input, size_t size)
+{
+    if (size < REQUEST_BYTES)
+        return;
+    size_t length = input[REQUEST_BYTES - 1] % REQUEST_BYTES;
+    uint8_t *request = copy_of(input, length), *reply = exactly(ND_TREE_REPLY_BYTES_MAX);
+    uint8_t *file = copy_of(input + REQUEST_BYTES, size - REQUEST_BYTES);
+    nd_tree_counts counts = {0};
+    const nd_tree tree = {.bytes = file,
+                          .length = size - REQUEST_BYTES,
+                          .meta_offset = META,
+                          .block_size = BLOCK,
+                          .chunk_size = BLOCK,
+                          .high = UINT64_C(1) << 56,
+                          .counts = &counts};
+    ssize_t answered = nd_tree_answer(&tree, request, length, reply, ND_TREE_REPLY_BYTES_MAX);
+    CHECK(answered >= ND_TREE_ASK && answered <= ND_TREE_REPLY_BYTES_MAX);
+    uint64_t counted = counts.lookups + counts.getattrs + counts.listings + (counts.open != 0);
+    CHECK(counted == (answered != ND_TREE_ASK));
+    free(request);
+    free(reply);
+    free(file);
+}
+
 #ifdef ND_FUZZER
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
@@ -164,8 +192,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
         return 0;
     static void (*const attempts[])(const uint8_t *, size_t) = {decode_anything, walk_anything,
                                                                 request_anything, tree_anything,
-                                                                inflate_anything};
-    attempts[input[0] % 5](input + 1, size - 1);
+                                                                inflate_anything, names_anything};
+    attempts[input[0] % 6](input + 1, size - 1);
     if (failures > 0)
         abort();
     return 0;
@@ -255,18 +283,21 @@ static void mutate_request(uint64_t nodeid, uint64_t offset, uint32_t size)
     mutate(input, sizeof input, offset, request_anything);
 }
 
-/* Only its used parts are changed, or most changes would hit nothing. */
+/* Where the sample's bytes mean something: most changes of others would hit nothing. */
+static const struct {
+    size_t at, size;
+} USED[] = {{META, 160},      {META + 512, 128}, {META + 768, 48},
+            {META + 896, 64}, {META + 1024, 64}, {2 * BLOCK, 48}};
+
 static void mutate_tree(void)
 {
-    static const struct { size_t at, size; } used[] = {
-        {META, 160}, {META + 512, 128}, {META + 768, 48}, {META + 896, 64}, {META + 1024, 64}, {2 * BLOCK, 48}};
     uint8_t *file = exactly(SAMPLE_BYTES);
     for (uint64_t seed = 0; seed < 4 * ROUNDS; seed++) {
         uint64_t state = seed;
         make_erofs_sample(file);
         for (uint32_t change = seed == 0 ? 0 : next_random(&state) % 3 + 1; change > 0; change--) {
-            size_t part = next_random(&state) % (sizeof used / sizeof used[0]);
-            file[used[part].at + next_random(&state) % used[part].size] = (uint8_t)next_random(&state);
+            size_t part = next_random(&state) % (sizeof USED / sizeof *USED);
+            file[USED[part].at + next_random(&state) % USED[part].size] = (uint8_t)next_random(&state);
         }
         tree_anything(file, SAMPLE_BYTES);
     }
@@ -295,6 +326,37 @@ static void mutate_context(void)
     free(plain);
 }
 
+/* Requests for every object of the sample, in turn; the tree and the request are changed. */
+static void mutate_names(void)
+{
+    static const uint32_t opcodes[] = {FUSE_LOOKUP, FUSE_GETATTR, FUSE_READDIR, FUSE_READDIRPLUS,
+                                       FUSE_OPEN, FUSE_RELEASE};
+    static const uint8_t nids[] = {0, 32, 16, 24, 28};
+    const struct fuse_read_in span = {.offset = 1, .size = 4096};
+    uint8_t *input = exactly(REQUEST_BYTES + SAMPLE_BYTES);
+    for (uint64_t seed = 0; seed < 8 * ROUNDS; seed++) {
+        uint64_t state = seed;
+        memset(input, 0, REQUEST_BYTES);
+        struct fuse_in_header header = {.opcode = opcodes[seed % 6],
+                                        .nodeid = UINT64_C(1) << 56 | nids[seed / 6 % 5]};
+        size_t length = header.opcode == FUSE_LOOKUP ? sizeof "file" : sizeof span;
+        header.len = (uint32_t)(sizeof header + length);
+        memcpy(input, &header, sizeof header);
+        memcpy(input + sizeof header, header.opcode == FUSE_LOOKUP ? (const void *)"file" : &span, length);
+        input[REQUEST_BYTES - 1] = (uint8_t)header.len;
+        make_erofs_sample(input + REQUEST_BYTES);
+        for (uint32_t change = seed < 30 ? 0 : next_random(&state) % 4; change > 0; change--) {
+            size_t part = next_random(&state) % (sizeof USED / sizeof *USED);
+            input[REQUEST_BYTES + USED[part].at + next_random(&state) % USED[part].size] =
+                (uint8_t)next_random(&state);
+        }
+        if (seed % 3 == 2)
+            input[next_random(&state) % REQUEST_BYTES] = (uint8_t)next_random(&state);
+        names_anything(input, REQUEST_BYTES + SAMPLE_BYTES);
+    }
+    free(input);
+}
+
 void test_mutations(void)
 {
     mutate_chunks(ND_NONE);
@@ -305,6 +367,7 @@ void test_mutations(void)
     mutate_request(5, 4095, 4098);
     mutate_request(6, 5, 6000);
     mutate_tree();
+    mutate_names();
 }
 
 #endif

@@ -1,6 +1,6 @@
 """The tree frontend: a `Vfs` as the server's file system. Find, call, pack; no file system logic here.
 
-Owns     the registration of files with the relay.
+Owns     the registration of files and trees with the relay.
 Callers  kernel/server.py, in the trio thread.
 Raises   Refusal, and what Vfs and Tree raise.
 
@@ -9,7 +9,9 @@ table does, kernel/vfs.py says what to invalidate. A file handle is the nodeid, 
 the files its predecessor opened.
 
 A file whose first read did not cover all of it is registered with the relay, which answers for it from
-then on as far as its bytes are ready. Not where reads are counted per file: the relay does not know how.
+then on as far as its bytes are ready. Names and attributes of v6 images the relay shows by itself
+(native/tree_v6.h), and it tells Python of what it has counted. Not where operations are counted per file: the
+relay does not know how.
 """
 
 import errno
@@ -41,6 +43,9 @@ class Namespace:
         self._vfs = vfs
         self._native: NativeFiles | None = None  # from attach_relay on
         self._window: NativeWindow | None = None
+        self._relay: Relay | None = None
+        self._trees: set[int] = set()  # indexes of the images that the relay shows
+        vfs.on_attach = self._show_image
         vfs.on_detach = self._forget_image
         self._operations: dict[int, Callable[[Request], Buffer | None]] = {
             Opcode.LOOKUP: self._lookup,
@@ -164,14 +169,19 @@ class Namespace:
         from nydusd.kernel.native_files import NativeFiles
         from nydusd.kernel.native_window import NativeWindow
 
+        self._relay = relay
         self._native = NativeFiles(relay)
         self._window = NativeWindow(self._native)
+        for index in self._vfs.indexes():
+            self._show_image(index)
 
     def close(self) -> None:
-        """Take all files back from the relay, before it is closed."""
+        """Take everything back from the relay, before it is closed."""
         if self._native is not None:
+            for index in list(self._trees):
+                self._hide_tree(index)
             self._native.close()
-            self._native = self._window = None
+            self._native = self._window = self._relay = None
 
     def touched(self, source: int, chunk: int) -> None:
         """Pass it on to the blob."""
@@ -187,7 +197,22 @@ class Namespace:
         if found is not None:
             window.add(nodeid, *found)
 
+    def _show_image(self, index: int) -> None:
+        """Have the relay answer for names and attributes of an image, if it can."""
+        if self._relay is None:
+            return
+        tree = self._vfs.native_tree(index)
+        if tree is not None:
+            self._relay.add_tree(tree)
+            self._trees.add(index)
+
+    def _hide_tree(self, index: int) -> None:
+        if self._relay is not None and index in self._trees:
+            self._trees.remove(index)
+            self._relay.drop_tree(index)
+
     def _forget_image(self, index: int) -> None:
+        self._hide_tree(index)
         if self._window is not None:
             self._window.drop_where(lambda nodeid: nodeid >> INDEX_SHIFT == index)
 

@@ -10,6 +10,7 @@ from nydusd.storage.stats import BUCKETS, size_bucket
 
 if TYPE_CHECKING:
     from nydusd.native_relay import ReadCounts
+    from nydusd.native_tree import NativeTree, TreeCounts
 
 READ_LATENCY_BOUNDS_US: Final = (200, 1000, 20_000, 50_000, 500_000, 1_000_000, 2_000_000)
 
@@ -105,6 +106,8 @@ class FsStats:
     patterns: dict[int, AccessPattern] = field(default_factory=dict)
     latest: set[int] = field(default_factory=set)  # inodes read since the last GET …?latest=true
     _native: "_NativeReads | None" = None  # reads that the relay has answered and counted
+    _names: "NativeTree | None" = None  # names and attributes that it shows
+    _names_taken: "TreeCounts | None" = None  # what of its counts is in ours
 
     @property
     def counts_per_file(self) -> bool:
@@ -119,8 +122,20 @@ class FsStats:
             self._native = _NativeReads(ReadCounts())
         return self._native.counts
 
+    def add_names(self, native: "NativeTree") -> None:
+        """Count what is answered from this tree, too, from now on in place of the one before."""
+        self.settle()
+        self._names = native
+        self._names_taken = native.counts
+
     def settle(self) -> None:
         """Add what the relay has counted since the last time. For whoever is about to look."""
+        if self._names is not None and self._names_taken is not None:
+            before, now = self._names_taken, self._names.counts
+            self._names_taken = now
+            self.fop_hits[Op.LOOKUP] += now.lookups - before.lookups
+            self.fop_hits[Op.GETATTR] += now.getattrs - before.getattrs
+            self.fop_hits[Op.READDIRPLUS] += now.listings - before.listings
         if self._native is None:
             return
         reads, size, latency_us, by_size, by_latency = self._native.take()

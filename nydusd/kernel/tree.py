@@ -29,6 +29,7 @@ from nydusd.records import Buffer
 
 if TYPE_CHECKING:
     from nydusd.native_relay import ReadCounts
+    from nydusd.native_tree import NativeTree
     from nydusd.storage.native_map import NativeMap
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class Tree:
         self._mounted_at_ns = _NS_PER_S * (
             int(time.time()) if mounted_at_s is None else mounted_at_s
         )
+        self._native: NativeTree | None = None  # from native_tree on
+        self._opened_before = 0  # natively, of trees before that
         # lru_cache keeps no exceptions: a broken inode is looked at anew each time.
         self._inode = lru_cache(_INODES_KEPT)(image.bootstrap.inode)
 
@@ -216,6 +219,35 @@ class Tree:
             # A missing blob is a fault behind the file; ENOENT would deny the file itself.
             return NydusError(str(exc))
         return exc
+
+    def native_tree(self, index: int, generation: int) -> "NativeTree | None":
+        """Return the tree as the relay can show it, at a place of the session; None: only Python can.
+
+        What it counts, counts here, too. Not where operations are counted per file.
+        """
+        if self.stats.counts_per_file:
+            return None
+        mapped = self.image.bootstrap.mapped_tree()
+        if mapped is None:
+            return None
+        from nydusd.native_tree import NativeTree  # not for those whose trees are not shown by us
+
+        native = NativeTree(
+            mapped,
+            index=index,
+            generation=generation,
+            mounted_at_s=self._mounted_at_ns // _NS_PER_S,
+            owner=None if self._explicit_ids else (self._euid, self._egid),
+        )
+        self.stats.add_names(native)
+        self._opened_before = self.opened_natively
+        self._native = native
+        return native
+
+    @property
+    def opened_natively(self) -> int:
+        """Files and directories that were opened without a call here, less those released so."""
+        return self._opened_before + (0 if self._native is None else self._native.counts.open)
 
     def native_map(self, ino: int) -> "tuple[NativeMap | None, ReadCounts] | None":
         """Return where the relay finds the file's bytes and counts its reads.

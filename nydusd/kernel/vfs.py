@@ -36,6 +36,7 @@ from nydusd.records import Buffer
 
 if TYPE_CHECKING:
     from nydusd.native_relay import ReadCounts
+    from nydusd.native_tree import NativeTree
     from nydusd.storage.native_map import NativeMap
 
 INDEX_SHIFT: Final = 56
@@ -130,8 +131,10 @@ class Vfs:
     def __init__(self) -> None:
         """An empty session: one pseudo root.
 
-        on_detach: called with the index of an image that is being detached, before its owner may close it.
+        on_attach: called with the index of an image that is there now. on_detach: of one that is going,
+        before its owner may close it.
         """
+        self.on_attach: Callable[[int], None] | None = None
         self.on_detach: Callable[[int], None] | None = None
         self._root = _PseudoDirectory(ROOT_NODEID, None, b"")
         self._pseudo = {ROOT_NODEID: self._root}
@@ -143,7 +146,7 @@ class Vfs:
         self._open_files = [0] * (INDEX_MAX + 1)
         self._awaited: dict[
             str, int
-        ] = {}  # indexes of a predecessor's mounts that are to be attached
+        ] = {}  # by mountpoint: indexes of a predecessor's, to be attached
 
     # --- the mount table -------------------------------------------------------------------------
 
@@ -183,6 +186,8 @@ class Vfs:
         directory.mount = mount
         self._mounts[index] = mount
         self._by_mountpoint[path] = directory
+        if self.on_attach is not None:
+            self.on_attach(index)
         return index
 
     def detach(self, mountpoint: str) -> Tree:
@@ -200,6 +205,9 @@ class Vfs:
         del self._by_mountpoint[directory.path()]
         if self.on_detach is not None:
             self.on_detach(mount.index)
+        # From here on every release comes by us.
+        opened = self._open_files[mount.index] + mount.tree.opened_natively
+        self._open_files[mount.index] = max(0, opened)
         return mount.tree
 
     def stale(self, mountpoint: str) -> Stale:
@@ -240,9 +248,10 @@ class Vfs:
             for one in self._pseudo.values()
             if one.parent is not None
         ]
-        generations = list(self._generations)
+        generations, opened = list(self._generations), list(self._open_files)
         for index, mount in self._mounts.items():
             generations[index] = mount.generation  # the successor attaches the same image again
+            opened[index] = max(0, opened[index] + mount.tree.opened_natively)
         mounts = [(path, self.index(path)) for path in self._by_mountpoint]
         return VfsState(
             directories,
@@ -250,9 +259,9 @@ class Vfs:
             [*mounts, *self._awaited.items()],
             self._next_index,
             [
-                (index, generations[index], self._open_files[index])
+                (index, generations[index], opened[index])
                 for index in range(1, INDEX_MAX + 1)
-                if generations[index] or self._open_files[index]
+                if generations[index] or opened[index]
             ],
         )
 
@@ -339,6 +348,15 @@ class Vfs:
         """Return file bytes as `read`, None if that means waiting."""
         mount, ino = self._in_image(nodeid)
         return mount.tree.read_now(ino, offset, size)
+
+    def native_tree(self, index: int) -> "NativeTree | None":
+        """Return the image at `index` as the relay can show it, None if it cannot or there is none."""
+        mount = self._mounts.get(index)
+        return None if mount is None else mount.tree.native_tree(index, mount.generation)
+
+    def indexes(self) -> list[int]:
+        """Return where images are."""
+        return [*self._mounts]
 
     def native_map(self, nodeid: int) -> "tuple[NativeMap | None, ReadCounts] | None":
         """Return where the relay finds a file's bytes, None as the map if nowhere, and where it counts.

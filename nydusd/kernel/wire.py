@@ -19,6 +19,7 @@ from nydusd.kernel.attributes import Attributes, Statfs
 ROOT_NODEID: Final = 1
 NAME_MAX_BYTES: Final = 1024  # FUSE_NAME_MAX: the kernel refuses a listing with a longer one
 BLOCK_BYTES: Final = 4096  # st_blksize of everything
+LISTING_MAX_BYTES: Final = 1 << 20  # whatever there is room for; the kernel asks on
 
 
 class Opcode(IntEnum):
@@ -288,8 +289,8 @@ class Listing:
 
     def __init__(self, size: int, *, plus: bool) -> None:
         """`plus`: each name comes with all that LOOKUP would tell of it."""
-        self._room = bytearray(size)
-        self._size = size
+        self._size = min(size, LISTING_MAX_BYTES)
+        self._room = bytearray(self._size)
         self._end = 0
         self._plus = plus
 

@@ -6,9 +6,12 @@ room knows which format an image has.
 
 from collections.abc import Iterator
 from enum import IntFlag
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nydusd.blob.model import BlobInfo, ChunkTable, DigestSource
+
+if TYPE_CHECKING:
+    from nydusd.native_tree import MappedTree
 
 
 class SuperblockFlag(IntFlag):
@@ -127,6 +130,10 @@ class Bootstrap(Protocol):
 
         Walks the table once, natively: call it in a worker thread.
         """
+        ...
+
+    def mapped_tree(self) -> "MappedTree | None":
+        """Return where the inodes lie (v6), for whoever shows names natively; None: they cannot (v5)."""
         ...
 
     def close(self) -> None:

@@ -312,6 +312,9 @@ class BootstrapV5:
         """Return None: in v5 the chunk records themselves carry digest and CRC."""
         return None
 
+    def mapped_tree(self) -> None:
+        """Return None: names of v5 are shown by Python."""
+
     def raw(self) -> RawV5:
         """Return where the records lie. `data` must not be used after `close`."""
         return RawV5(

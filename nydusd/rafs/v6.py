@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from mmap import mmap
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nydusd.blob.model import ChunkTable, DigestSource
 from nydusd.errors import FormatError, NotFoundError
@@ -40,6 +40,9 @@ from nydusd.rafs.layout_v6 import (
     superblock_of,
 )
 from nydusd.rafs.model import DirEntry, Extent, Inode
+
+if TYPE_CHECKING:
+    from nydusd.native_tree import MappedTree
 
 log = logging.getLogger(__name__)
 
@@ -425,6 +428,19 @@ class BootstrapV6:
         if table is None or chunk_count == 0:
             return None
         return TableDigests(self._data, table, blob_index, chunk_count)
+
+    def mapped_tree(self) -> "MappedTree":
+        """Return where the inodes lie; the mapping stays ours."""
+        from nydusd.native_tree import MappedTree  # as above
+
+        geometry = self._geometry
+        return MappedTree(
+            self._data,
+            geometry.meta_offset,
+            self.root_ino,
+            geometry.block_size,
+            geometry.chunk_size,
+        )
 
     def _error(self, field: str, value: object, rule: str) -> FormatError:
         return FormatError(field, value, rule, self._source)

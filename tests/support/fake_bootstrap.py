@@ -74,6 +74,9 @@ class FakeBootstrap:
     def digests(self, blob_index: int) -> DigestSource | None:
         return None
 
+    def mapped_tree(self) -> None:
+        return None
+
     def close(self) -> None:
         pass
 

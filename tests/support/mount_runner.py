@@ -111,11 +111,12 @@ class Runner:
 
     def attach_silently(self, kind: str, path: str) -> int:
         image: FileReader
+        config = RafsConfig()
         if kind in IMAGES:
             image = self.images[path] = IMAGES[kind]()
+            config = RafsConfig(iostats_files=True, access_pattern=True, latest_read_files=True)
         else:
             image = NamesOnly(Path(kind))
-        config = RafsConfig(iostats_files=True, access_pattern=True, latest_read_files=True)
         tree = Tree(image, config, path, mounted_at_s=MOUNTED_AT_S)
         return self.vfs.attach(path, tree)
 

@@ -1,4 +1,4 @@
-"""Reads of cached ranges of a tree: native threads answer them, rightly, counted, and as long as they may."""
+"""What native threads answer of a tree: rightly, counted, and only as long as they may."""
 
 import errno
 import json
@@ -16,11 +16,13 @@ import trio
 from nydusd.builder.build import build_image
 from nydusd.builder.options import BuildOptions
 from nydusd.config.load import load
+from nydusd.errors import ExistsError
 from nydusd.kernel.namespace import Namespace
 from nydusd.kernel.session import Session
 from nydusd.kernel.stats import Op
 from nydusd.kernel.tree import Tree
-from nydusd.kernel.vfs import Vfs
+from nydusd.kernel.vfs import INDEX_SHIFT, Vfs
+from nydusd.kernel.wire import Opcode, Request
 from nydusd.records import Buffer
 from nydusd.storage.image import Image
 from nydusd.storage.pool import open_pool
@@ -33,11 +35,16 @@ SMALL = seeded_bytes("small", 1000)
 
 
 class Watched(Namespace):
-    """A namespace that notes which reads came to Python."""
+    """A namespace that notes what came to Python."""
 
     def __init__(self, vfs: Vfs) -> None:
         super().__init__(vfs)
-        self.seen: Counter[int] = Counter()
+        self.seen: Counter[int] = Counter()  # reads, by nodeid
+        self.asked: Counter[int] = Counter()  # everything else, by opcode
+
+    def answer(self, request: Request) -> Buffer | None:
+        self.asked[request.opcode] += 1
+        return super().answer(request)
 
     def read_now(self, nodeid: int, fh: int, offset: int, size: int) -> Buffer | None:
         self.seen[nodeid] += 1
@@ -185,3 +192,57 @@ async def test_a_cache_file_that_somebody_cuts_gives_no_wrong_byte(
             assert await read(large, RANDOM) == wanted(RANDOM)
             assert await read(other, RANDOM) == wanted(RANDOM, LARGE[::-1])
         assert "cache file is lost" in caplog.text
+
+
+async def test_names_and_attributes_are_answered_without_python_and_counted(
+    tmp_path: Path,
+) -> None:
+    async with mounted(tmp_path) as scene:
+        place = scene.mountpoint / "image"
+        await trio.to_thread.run_sync(os.stat, place)  # the session's own part: Python's
+        scene.namespace.asked.clear()
+
+        def look_around() -> list[tuple[str, int]]:
+            found = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(place))
+            assert not (place / "missing").exists()
+            assert (place / "small").read_bytes() == SMALL
+            return found
+
+        found = await trio.to_thread.run_sync(look_around)
+        assert found == [("large", len(LARGE)), ("other", len(LARGE)), ("small", len(SMALL))]
+        answered_by_c = {Opcode.LOOKUP, Opcode.GETATTR, Opcode.READDIRPLUS, Opcode.OPEN}
+        answered_by_c |= {Opcode.OPENDIR, Opcode.RELEASE, Opcode.RELEASEDIR}
+        assert not answered_by_c & set(scene.namespace.asked)
+        stats = scene.tree.stats
+        stats.settle()
+        assert stats.fop_hits[Op.LOOKUP] == 1  # of what is missing; the listing told the rest
+        assert stats.fop_hits[Op.READDIRPLUS] == 2
+
+
+async def test_operations_that_count_for_their_file_are_all_seen(tmp_path: Path) -> None:
+    async with mounted(tmp_path, iostats_files=True) as scene:
+        small = scene.mountpoint / "image/small"
+        await trio.to_thread.run_sync(os.stat, small)
+        assert scene.namespace.asked[Opcode.LOOKUP]
+        assert scene.tree.stats.files
+
+
+async def test_an_index_with_files_that_were_opened_natively_is_not_given_away(
+    tmp_path: Path,
+) -> None:
+    async with mounted(tmp_path) as scene:
+        index = scene.vfs.index("/image")
+        fd = await trio.to_thread.run_sync(os.open, scene.mountpoint / "image/large", os.O_RDONLY)
+        nodeid = os.fstat(fd).st_ino
+        assert nodeid >> INDEX_SHIFT == index
+        [(_, _, opened)] = scene.vfs.export().indexes
+        assert opened == 1
+        scene.vfs.detach("/image")
+        with pytest.raises(ExistsError):
+            scene.vfs.attach("/other", scene.tree, index=index)
+        await trio.to_thread.run_sync(os.close, fd)
+        while scene.vfs.export().indexes[0][2]:  # noqa: ASYNC110 - a thread answers the release
+            await trio.sleep(0.01)
+        scene.vfs.attach("/other", scene.tree, index=index)
+        small = scene.mountpoint / "other/small"
+        assert await trio.to_thread.run_sync(small.read_bytes) == SMALL
