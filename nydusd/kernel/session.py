@@ -39,6 +39,7 @@ THREADS_DEFAULT: Final = 4
 # One thread may sit in a read of the disk while another one takes the next request.
 THREADS_MIN: Final = 2
 THREADS_MAX: Final = 16  # as many as may sit there, with few threads asked for
+THREADS_LIMIT: Final = 64  # of any session, whatever is asked for; more descriptors help nobody
 STOP_GRACE_S: Final = 10.0  # what requests in flight get to end after stop()
 PRIME_TIMEOUT_S: Final = 10.0
 INVALIDATE_TIMEOUT_S: Final = 10.0
@@ -80,7 +81,7 @@ class Session:
         self._identity = identity
         self._private = private
         self._is_successor = init_request is not None
-        self._threads = max(THREADS_MIN, threads)
+        self._threads = min(max(THREADS_MIN, threads), THREADS_LIMIT)
         self._relay: Relay | None = None
         self._server: Server | None = None  # while `serve` runs
         self._stop_grace_s: float | None = None  # set: stop was called, maybe before `serve`
@@ -104,7 +105,7 @@ class Session:
             mount.detach(mountpoint)
             os.close(fuse_fd)
             raise
-        fds = mount.with_clones(fuse_fd, threads if clones else 1)
+        fds = mount.with_clones(fuse_fd, min(threads, THREADS_LIMIT) if clones else 1)
         session = cls(fds, identity, mountpoint=mountpoint, threads=threads)
         log.info("mounted mountpoint=%s connection=%s", mountpoint, session.connection_id)
         return session
@@ -119,7 +120,7 @@ class Session:
             private.drop()
             os.close(private.fuse_fd)
             raise
-        fds = mount.with_clones(private.fuse_fd, threads if clones else 1)
+        fds = mount.with_clones(private.fuse_fd, min(threads, THREADS_LIMIT) if clones else 1)
         return cls(fds, identity, private=private, threads=threads)
 
     @classmethod

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from nydusd.kernel import mount as calls
+from nydusd.kernel import private_mount
 from nydusd.kernel.namespace import Namespace
 from nydusd.kernel.session import Session
 from nydusd.kernel.vfs import Vfs
@@ -344,6 +345,57 @@ async def test_a_session_that_was_stopped_can_be_served_again() -> None:
             assert session.unmount()
             namespace.close()
             session.close()
+
+
+@pytest.mark.parametrize("threads", [1, 1024])
+async def test_any_number_of_threads_that_can_be_asked_for_serves(threads: int) -> None:
+    with temporary_mountpoint() as path:
+        session = Session.mount(path, threads=threads)
+        namespace = Namespace(Vfs())
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(session.serve, namespace)
+                await trio.to_thread.run_sync(os.statvfs, path)
+                session.stop()
+        finally:
+            assert session.unmount()
+            namespace.close()
+            session.close()
+
+
+async def test_a_detached_session_is_seen_by_nobody_and_serves_its_owner() -> None:
+    session = Session.detached()
+    namespace = Namespace(Vfs())
+    with open("/proc/self/mountinfo") as mounts:
+        assert not any(line.split()[2] == f"0:{session.connection_id}" for line in mounts)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(session.serve, namespace)
+        assert await trio.to_thread.run_sync(os.listdir, session.path("")) == []
+        session.drop_path()
+        # Nobody has a file of it open: the session is over, and the nursery ends.
+    assert session.is_over
+    namespace.close()
+    session.close()
+
+
+async def test_where_a_mount_cannot_be_detached_it_stands_on_a_directory_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(kind: str) -> None:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(private_mount, "FsContext", refused)
+    session = Session.detached()
+    place = Path(session.path(""))
+    namespace = Namespace(Vfs())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(session.serve, namespace)
+        assert await trio.to_thread.run_sync(calls.is_listed, place)
+        assert await trio.to_thread.run_sync(os.listdir, place) == []
+        session.drop_path()
+    assert not os.path.exists(place)
+    namespace.close()
+    session.close()
 
 
 async def test_cancelling_serve_ends_it_at_once() -> None:
