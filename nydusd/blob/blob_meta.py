@@ -219,6 +219,10 @@ class ContextTable(Protocol):
 
 
 def _open_contexts(ci: Buffer, header: MetaHeader, info: BlobInfo) -> ContextTable | None:
+    if info.features & _CONTEXTS == _CONTEXTS:
+        raise FormatError(
+            "features", info.features, "ZRAN and BATCH exclude each other", _source(info)
+        )
     area = memoryview(ci)[header.context_offset : header.context_offset + header.context_size]
     if BlobFeature.ZRAN in info.features:
         from nydusd.blob.zran import ZranContexts  # images of their own kind
@@ -428,10 +432,11 @@ class CiTableV2(CiTable):
         plain, stored, word = _V2_RECORD.unpack_from(self._ci, index * V2_BYTES)
         flags = plain >> 56
         if flags & _V2_IN_CONTEXT:
+            kind = BlobFeature.ZRAN if flags & V2_ZRAN else BlobFeature.BATCH
+            self._check_flag(index, flags, kind)
             return self._checked(self._in_context(index, plain, stored, word))
-        if flags & V2_ENCRYPTED and not self._encrypted:
-            rule = "needs the feature ENCRYPTED"
-            raise FormatError(f"chunk {index} flags", f"{flags:#x}", rule, self._source)
+        if flags & V2_ENCRYPTED:
+            self._check_flag(index, flags, BlobFeature.ENCRYPTED)
         crc32: int | None = None
         if flags & V2_HAS_CRC32:
             crc32 = word & 0xFFFF_FFFF
@@ -449,6 +454,11 @@ class CiTableV2(CiTable):
                 is_encrypted=bool(flags & V2_ENCRYPTED),
             )
         )
+
+    def _check_flag(self, index: int, flags: int, needed: BlobFeature) -> None:
+        if needed not in self._info.features:
+            rule = f"needs the feature {needed.name}"
+            raise FormatError(f"chunk {index} flags", f"{flags:#x}", rule, self._source)
 
     def _in_context(self, index: int, plain: int, stored: int, word: int) -> Chunk:
         """Return a chunk that is cut out of a context; its own stored size says nothing of use."""

@@ -149,10 +149,17 @@ def test_a_v2_record_may_carry_its_crc() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [REAL_ZRAN, Row(0, 0, 0x2CD000, 0x100000, flags=5).v2()], ids=["zran", "batch"]
+    ("record", "kind"),
+    [
+        (REAL_ZRAN, BlobFeature.ZRAN),
+        (Row(0, 0, 0x2CD000, 0x100000, flags=5).v2(), BlobFeature.BATCH),
+    ],
+    ids=["zran", "batch"],
 )
-def test_a_chunk_whose_context_is_not_known_says_so_and_keeps_its_place(record: bytes) -> None:
-    info = make_info((Row(0, 1, 0x2CD000, 0x100000),), more=V2)
+def test_a_chunk_whose_context_is_not_known_says_so_and_keeps_its_place(
+    record: bytes, kind: BlobFeature
+) -> None:
+    info = make_info((Row(0, 1, 0x2CD000, 0x100000),), more=V2 | kind)
     table = open_ci(record, info)
     with pytest.raises(UnsupportedError, match="its context is not known"):
         table.chunk(0)
