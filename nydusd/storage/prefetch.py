@@ -160,6 +160,7 @@ class Prefetcher:
         limit = max(self._config.batch_size, MERGE_FLOOR_BYTES)
         group: list[int] = []
         size = 0
+        context: int | None = None  # of the chunk before
         for index in indices:
             if blob.is_ready(index):
                 continue
@@ -170,12 +171,16 @@ class Prefetcher:
                 continue
             if chunk.compressed_offset >= end:
                 continue
-            if group and size + chunk.compressed_size > limit:
+            number = chunk.context.number if chunk.context is not None else None
+            # What comes out of one context costs its stored bytes once, and belongs into one request.
+            cost = chunk.compressed_size if number is None or number != context else 0
+            context = number
+            if group and cost and size + cost > limit:
                 self.progress.stored_bytes += size
                 await send.send((blob, group))
                 group, size = [], 0
             group.append(index)
-            size += chunk.compressed_size
+            size += cost
         if group:
             self.progress.stored_bytes += size
             await send.send((blob, group))
