@@ -7,9 +7,9 @@ Raises   MountError.
 Cancel   `mount` gives up after MOUNT_TIMEOUT_S or when cancelled. The thread then ends by itself once
          the kernel lets it go, at the latest with the session behind the devices, and mounts nothing.
 
-A device must have every byte of the image's address space. Where one fails in the middle of what EROFS asks for at
-once, all of that is EIO and is asked for again by the next reader (Linux 6.18, tests/faults/test_erofs_bad_parts.py):
-a folio, which may be 128 KiB, is lost as a whole, and nothing is filled with zeros.
+A device must have every byte of the image's address space. Where one fails in the middle of what EROFS asks for
+at once, all of that is EIO and is asked for again by the next reader: a folio, which may be 128 KiB, is lost as a
+whole, and nothing is filled with zeros (Linux 6.18; tests/faults/test_erofs_bad_parts.py).
 """
 
 import contextlib
