@@ -160,10 +160,15 @@ def stored_bytes(chunks: Iterable[Chunk]) -> int:
     return sum(_costs(chunks))
 
 
+def added_bytes(chunk: Chunk, before: Chunk | None) -> int:
+    """Return the stored bytes of `chunk`, 0 if it comes out of the same context as the one before it."""
+    if before is None or chunk.context is None or before.context is None:
+        return chunk.compressed_size
+    return 0 if chunk.context.number == before.context.number else chunk.compressed_size
+
+
 def _costs(chunks: Iterable[Chunk]) -> Iterator[int]:
-    """Yield what each chunk adds to the stored bytes: nothing if the one before has the same context."""
-    before: int | None = None
+    before: Chunk | None = None
     for chunk in chunks:
-        number = chunk.context.number if chunk.context is not None else None
-        yield chunk.compressed_size if number is None or number != before else 0
-        before = number
+        yield added_bytes(chunk, before)
+        before = chunk

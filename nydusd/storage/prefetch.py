@@ -20,13 +20,14 @@ from typing import Final
 
 import trio
 
-from nydusd.blob.model import ChunkTable
+from nydusd.blob.model import Chunk, ChunkTable
 from nydusd.config.model import PrefetchConfig
 from nydusd.errors import BackendError, NydusError
 from nydusd.rafs.model import Bootstrap, Inode
 from nydusd.storage.backend.base import Priority
 from nydusd.storage.image import Image
 from nydusd.storage.lazy_blob import LazyBlob
+from nydusd.storage.planner import added_bytes
 from nydusd.units import KIB
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class Prefetcher:
         limit = max(self._config.batch_size, MERGE_FLOOR_BYTES)
         group: list[int] = []
         size = 0
-        context: int | None = None  # of the chunk before
+        before: Chunk | None = None
         for index in indices:
             if blob.is_ready(index):
                 continue
@@ -171,10 +172,9 @@ class Prefetcher:
                 continue
             if chunk.compressed_offset >= end:
                 continue
-            number = chunk.context.number if chunk.context is not None else None
             # What comes out of one context costs its stored bytes once, and belongs into one request.
-            cost = chunk.compressed_size if number is None or number != context else 0
-            context = number
+            cost = added_bytes(chunk, before)
+            before = chunk
             if group and cost and size + cost > limit:
                 self.progress.stored_bytes += size
                 await send.send((blob, group))
