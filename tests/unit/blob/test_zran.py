@@ -1,8 +1,11 @@
 """Contexts of zran as the table of chunks gives them, and those that it must not give."""
 
 import struct
+import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nydusd.blob.blob_meta import open_ci, open_meta
 from nydusd.blob.zran import CONTEXT, CONTEXT_BYTES, STORED_MAX_BYTES
@@ -13,10 +16,19 @@ from tests.support.gzip_layers import Layer, Member, gzipped, make_layer, words
 REAL = struct.pack("<QQQIIIBBxx", 0xBDD24, 0x2A6FA3, 0x8000, 0x651C0, 0x101E5D, 0x8000, 0x68, 7)
 
 
+def layer_of(size: int) -> Layer:
+    """Return a layer of a member and 3 contexts."""
+    plain = words(size, 1)
+    stored = gzipped(plain, [Member(size, 6, size // 12, zlib.Z_BLOCK)])
+    return make_layer(plain, stored, context_size=2 * size // 5)
+
+
+SMALL = layer_of(10_000)
+
+
 @pytest.fixture
 def layer() -> Layer:
-    plain = words(50_000, 1)
-    return make_layer(plain, gzipped(plain, [Member(50_000, 6, 4_000, 5)]), context_size=20_000)
+    return layer_of(50_000)
 
 
 def with_context(layer: Layer, **fields: int) -> bytes:
@@ -106,3 +118,29 @@ def test_a_chunk_that_does_not_lie_in_its_context_is_refused(layer: Layer, offse
 def test_records_without_their_header_name_no_context(layer: Layer) -> None:
     with pytest.raises(UnsupportedError, match="context"):
         open_ci(layer.ci, layer.info).chunk(0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_the_records_say_a_chunk_is_refused_or_decodes_within_bounds(
+    data: st.DataObject,
+) -> None:
+    layer = SMALL
+    meta = bytearray(layer.meta_file)
+    records = 24 * len(layer.pieces)
+    size = records + CONTEXT_BYTES * (layer.pieces[-1].context + 1)
+    for place in data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=6)):
+        meta[place] = data.draw(st.integers(0, 255))
+    table = open_meta(bytes(meta), layer.info)
+    for index in range(len(table)):
+        try:
+            chunk = table.chunk(index)
+        except FormatError:
+            continue
+        if chunk.context is None:
+            continue
+        run = layer.stored[chunk.compressed_offset : chunk.compressed_end]
+        assert len(run) == chunk.compressed_size == chunk.context.compressed_size
+        assert chunk.context_offset + chunk.uncompressed_size <= chunk.context.uncompressed_size
+        plain = chunk.context.decode(run)
+        assert plain is None or len(plain) == chunk.context.uncompressed_size <= 16 << 20
