@@ -88,3 +88,18 @@ async def test_what_the_reference_has_cached_of_a_layer_is_used(tmp_path: Path) 
                 assert len(await blob.read_plain(offset, size)) == size
         assert image.backend_stats.read_count == 0
         await image.aclose()
+
+
+async def test_images_of_one_layer_share_its_cache(tmp_path: Path) -> None:
+    one, other = vector("merge3-zran"), vector("merge3-zran-inline")
+    async with open_pool() as pool:
+        first = await pool.open_image(one / "bootstrap", configured(one, tmp_path))
+        await prefetched(first, configured(one, tmp_path))
+        second = await pool.open_image(other / "bootstrap", configured(other, tmp_path))
+        assert {blob.info.blob_id for blob in second.blobs} == {
+            blob.info.blob_id for blob in first.blobs
+        }
+        assert all(blob.is_complete() for blob in second.blobs)
+        await second.aclose()
+        await first.aclose()
+    assert len(list(files_of(tmp_path))) == 3 * len(first.blobs)
