@@ -92,6 +92,11 @@ class CachedChunks:
         self._lost_files.append(file)  # closed at the end: threads may still use its descriptor
         self.file = self._ready = None
 
+    def _give_up_cut(self, file: CacheFile) -> None:
+        # The file may come to its full size again, by a write of ours that is under way or another daemon's.
+        file.disown_map()
+        self.give_up(file, "somebody truncated it")
+
     # ---- what is there ------------------------------------------------------------------------
 
     def is_ready(self, index: int) -> bool:
@@ -116,6 +121,16 @@ class CachedChunks:
         if self.file is None or self._ready is self.file.map:
             return []
         return [c for c in chunks if self.file.map.is_ready(c.chunk_index)]
+
+    def file_to_fill(self) -> CacheFile | None:
+        """Return the file for fetched chunks; None: there is none any more.
+
+        Asked right before the write: behind the end of a truncated file it would make it long again, and
+        ready chunks that were cut off would be zeros.
+        """
+        if self.file is not None and self.file.is_cut():
+            self._give_up_cut(self.file)
+        return self.file
 
     def mark(self, file: CacheFile, indices: Sequence[int]) -> int:
         """Set the bits of chunks that are in `file` and right; return how many were not set in its map."""
@@ -156,7 +171,7 @@ class CachedChunks:
                 self.give_up(file, exc.strerror or str(exc))
                 return None
             if len(data) != length:
-                self.give_up(file, "somebody truncated it")
+                self._give_up_cut(file)
                 return None
             pieces.append(data)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -272,12 +272,12 @@ class Fetcher:
             return
         offset = min(chunk.compressed_offset for chunk in chunks)
         length = max(chunk.compressed_end for chunk in chunks) - offset
-        file = self._cached.file
         async with self._resources.budget.hold(length, priority):
             stored = await self._resources.backend.read(
                 self._info.blob_id, offset, length, priority
             )
             self._stats.count_fetched(length, priority)
+            file = self._cached.file_to_fill()
             outcome = await self._decoder.decode(stored, offset, chunks, file)
         if file is not None:
             # Data first, bit second: the other order serves zeros for ever after a crash in between.

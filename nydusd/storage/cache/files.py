@@ -25,6 +25,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import struct
 import threading
 import time
@@ -87,6 +88,19 @@ class CacheFile:
         """Tell whether the data file has its full size and holds anything at all."""
         status = os.fstat(self.fd)
         return status.st_size == self.size_bytes and (status.st_blocks > 0 or not self.size_bytes)
+
+    def is_cut(self) -> bool:
+        """Tell whether somebody truncated the data file."""
+        status = os.fstat(self.fd)
+        return stat.S_ISREG(status.st_mode) and status.st_size < self.size_bytes
+
+    def disown_map(self) -> None:
+        """Take the map's name away: its bits lie, and the next opener must not trust them.
+
+        Who has it mapped finds out as we did. Raises nothing.
+        """
+        with suppress(OSError):
+            self.path.with_name(self.path.name.removesuffix(DATA_SUFFIX) + MAP_SUFFIX).unlink()
 
     def protect(self) -> None:
         """Keep everybody who follows the rule above from changing the file, until it is closed.

@@ -232,6 +232,22 @@ async def test_a_truncated_cache_file_is_given_up_not_served(
     assert "cache file is lost" in caplog.text
 
 
+async def test_a_write_behind_the_end_of_a_truncated_file_makes_no_zeros(
+    open_blob, made, backend, tmp_path, caplog
+):
+    last = len(made.plain) - 1
+    data_file = tmp_path / f"{made.info.blob_id}.blob.data"
+    async with open_blob(made, backend) as blob:
+        await blob.read([made.extent(2)])
+        os.truncate(data_file, 100)
+        assert bytes(await blob.read([made.extent(last)])) == made.plain[last]
+        assert bytes(await blob.read([made.extent(2)])) == made.plain[2]
+    assert "cache file is lost" in caplog.text
+    os.truncate(data_file, made.info.uncompressed_size)  # as a write under way would have done
+    async with open_blob(made, backend) as blob:
+        assert bytes(await blob.read([made.extent(2)])) == made.plain[2]
+
+
 async def test_without_a_cache_a_chunk_read_in_pieces_is_fetched_once(open_blob, made, backend):
     async with open_blob(made, backend, cached=False) as blob:
         for offset in range(0, 100_000, 10_000):
