@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "../bootstrap_index.h"
+#include "../cipher.h"
 #include "../codec.h"
 #include "../decode.h"
 #include "../fuse_request.h"
@@ -140,6 +141,28 @@ static void request_anything(const uint8_t *input, size_t size)
     free(request);
 }
 
+#define UNITS 3
+
+/* Bytes: key length, the units as they are, then key, tweak and data in one: they may overlap. */
+static void decrypt_anything(const uint8_t *input, size_t size)
+{
+    if (size < 1 + UNITS * sizeof(nd_unit) + 64)
+        return;
+    nd_unit units[UNITS];
+    memcpy(units, input + 1, sizeof units);
+    const uint8_t *key = input + 1 + sizeof units;
+    size_t key_length = input[0] % 66;
+    size -= 1 + sizeof units;
+    uint8_t *data = copy_of(key, size);
+    int code = nd_decrypt(data, size, units, UNITS, key, key_length, key + 40);
+    CHECK(code == 0 || code == -EINVAL || code == -ENOMEM);
+    CHECK(code != 0 || key_length == 32 || key_length == 64);
+    for (int i = 0; code == 0 && i < UNITS; i++)
+        CHECK(units[i].length >= ND_UNIT_MIN_BYTES && units[i].offset <= size &&
+              units[i].length <= size - units[i].offset);
+    free(data);
+}
+
 /* Bytes: the bootstrap. Whatever it says, claims are only made within the blob. */
 static void tree_anything(const uint8_t *input, size_t size)
 {
@@ -192,8 +215,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
         return 0;
     static void (*const attempts[])(const uint8_t *, size_t) = {decode_anything, walk_anything,
                                                                 request_anything, tree_anything,
-                                                                inflate_anything, names_anything};
-    attempts[input[0] % 6](input + 1, size - 1);
+                                                                inflate_anything, names_anything,
+                                                                decrypt_anything};
+    attempts[input[0] % 7](input + 1, size - 1);
     if (failures > 0)
         abort();
     return 0;
@@ -239,6 +263,17 @@ static void mutate_chunks(uint32_t codec)
     memcpy(input + 3, &chunk, sizeof chunk);
     mutate(input, 3 + sizeof chunk + chunk.compressed_size, 10 + codec, decode_anything);
     free(plain);
+}
+
+static void mutate_units(void)
+{
+    uint8_t input[1 + UNITS * sizeof(nd_unit) + 300];
+    const nd_unit units[UNITS] = {{.length = 100}, {.offset = 100, .length = 18}, {118, 182, 0}};
+    input[0] = 32;
+    memcpy(input + 1, units, sizeof units);
+    for (size_t i = 1 + sizeof units; i < sizeof input; i++)
+        input[i] = (uint8_t)(i * 7);
+    mutate(input, sizeof input, 5, decrypt_anything);
 }
 
 static void mutate_bootstrap(void)
@@ -362,6 +397,7 @@ void test_mutations(void)
     mutate_chunks(ND_NONE);
     mutate_chunks(ND_LZ4_BLOCK);
     mutate_chunks(ND_ZSTD);
+    mutate_units();
     mutate_bootstrap();
     mutate_context();
     mutate_request(5, 4095, 4098);
