@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated, Final, NamedTuple
 
-from nydusd.blob.encryption import checked_key
 from nydusd.blob.features import (
     checked_blob_id,
     data_blob_id,
@@ -130,6 +129,8 @@ def _blob_info(
         )
     cipher, key = Cipher(entry.cipher_algo), None
     if cipher is not Cipher.NONE:
+        from nydusd.blob.encryption import checked_key  # few images have a key
+
         tweak = entry.blob_meta_size.to_bytes(8, "little") + entry.cipher_iv
         key = checked_key(entry.blob_meta_digest, tweak, where)
     new = BlobFeature.CAP_TAR_TOC in features  # before, the TOC fields were reserved (spec §18)

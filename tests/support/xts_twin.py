@@ -3,7 +3,7 @@
 Slow: for the few KiB of a test's blob.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 from nydusd.blob.model import CipherKey
 
@@ -89,6 +89,7 @@ def _columns(block: bytes) -> list[int]:
     return [int.from_bytes(block[i : i + 4]) for i in (0, 4, 8, 12)]
 
 
+@lru_cache(1024)  # tests encrypt the same header again and again
 def xts_encrypt(key: bytes, tweak: bytes, plain: bytes) -> bytes:
     """Encrypt one data unit of 16 bytes or more; the last block may be short."""
     data_key, tweak_key = key[: len(key) // 2], key[len(key) // 2 :]

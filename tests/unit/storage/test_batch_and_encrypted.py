@@ -1,6 +1,7 @@
 """Blobs whose chunks do not lie open in the backend: in batches, encrypted, or both."""
 
 import itertools
+import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -11,11 +12,14 @@ import pytest
 import trio
 
 from nydusd.blob.model import Codec
+from nydusd.config.load import load
 from nydusd.errors import BackendError, FormatError, IntegrityError
 from nydusd.storage.backend.base import Priority
 from nydusd.storage.lazy_blob import LazyBlob
+from nydusd.storage.pool import open_pool
 from tests.support.memory_backend import MemoryBackend
 from tests.support.open_blob import opened_blob
+from tests.support.rafs_v6_image import directory, make_image, regular
 from tests.support.v2_blobs import V2Blob, make_v2_blob
 from tests.support.xts_twin import KEY, OTHER_KEY
 
@@ -229,6 +233,29 @@ async def test_a_failing_backend_is_asked_again_for_the_whole_batch(open_it) -> 
             await blob.read([made.extent(2)])
         assert bytes(await blob.read([made.extent(2)])) == made.plain[2]
     assert data_reads(made, backend) == [made.stored_range(0)] * 2
+
+
+async def test_two_images_that_name_one_blob_by_two_keys_do_not_share_it(tmp_path) -> None:
+    made = make_v2_blob([5000], key=KEY)
+    spec = made.spec()
+    for name, digest in (("one", KEY.key), ("other", OTHER_KEY.key), ("again", KEY.key)):
+        tree = directory({b"file": regular(5000, [(0, 0, 0)])})
+        image = make_image(tree, [replace(spec, meta_digest=digest)])
+        (tmp_path / name).write_bytes(image.data())
+    backend = {"type": "localfs", "config": {"dir": str(tmp_path)}}
+    cache = {"type": "blobcache", "config": {"work_dir": str(tmp_path / "cache")}}
+    config = load(
+        json.dumps({"device": {"backend": backend, "cache": cache}, "mode": "direct"}), "test"
+    )
+    async with open_pool() as pool:
+        one = await pool.open_image(tmp_path / "one", config)
+        with pytest.raises(FormatError, match="contradicts that of a mounted image") as caught:
+            await pool.open_image(tmp_path / "other", config)
+        assert OTHER_KEY.key.hex() not in str(caught.value)
+        again = await pool.open_image(tmp_path / "again", config)
+        assert again.blobs == one.blobs
+        await one.aclose()
+        await again.aclose()
 
 
 PLACES = (0, 1, 300, 349, 350, 1 << 39)
