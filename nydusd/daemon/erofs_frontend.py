@@ -26,6 +26,7 @@ from nydusd.kernel import readahead
 from nydusd.kernel.device import DeviceFiles
 from nydusd.kernel.erofs import ErofsMount
 from nydusd.kernel.mount import MountError, MountIdentity
+from nydusd.kernel.mount_claim import MountClaim
 from nydusd.kernel.session import Session, SessionState
 from nydusd.kernel.stats import FsStats, InFlightRequest
 from nydusd.kernel.vfs import Stale
@@ -62,6 +63,7 @@ class ErofsFrontend:
     ) -> None:
         """`answering`: the session behind the devices that are not `whole`; None: there is none."""
         self._mount = mount
+        self._claim = MountClaim(layout.metadata, mount.identity.device)
         self._devices = tuple(device.name for device in layout.devices)
         self._whole = tuple(whole)
         self._answering = answering
@@ -188,6 +190,7 @@ class ErofsFrontend:
 
     def close(self) -> None:
         """Let the session's descriptors go: reads of what the kernel has not cached fail with EIO."""
+        self._claim.release()
         if self._answering is not None:
             self._answering.close()
 

@@ -108,7 +108,7 @@ class Daemon:
             raise UnsupportedError("--upgrade: taking over a running daemon is not supported yet")
         if options.writable:
             raise UnsupportedError("--writable is not supported yet")
-        await predecessor.clear(options.mountpoint, options.apisock)
+        await predecessor.clear(options.mountpoint, options.apisock, options.bootstrap)
         if options.bootstrap is not None:
             await self._mount_bootstrap(options.bootstrap)
         self._frontend = await self._open_frontend(

@@ -125,6 +125,12 @@ def synthesise(
     return _open(identity, directory, blobs)
 
 
+def is_synthesised(path: Path) -> bool:
+    """Tell whether a file says of itself that `synthesise` made it. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 class _Identity(NamedTuple):
     """What the file depends on."""
 
