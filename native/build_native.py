@@ -102,6 +102,24 @@ ffibuilder.cdef(
                        const nd_erofs_blob *blobs, nd_erofs_claim *claims, nd_erofs_walk *walk);
 
     typedef struct {
+        uint64_t file_offset, cache_offset;
+        uint32_t length;
+        uint32_t chunk;
+        uint32_t source;
+        uint32_t pad;
+    } nd_segment;
+    typedef struct {
+        uint64_t reads, bytes, latency_us;
+        uint64_t by_size[8], by_latency[8];
+    } nd_read_counts;
+
+    typedef struct {
+        const uint8_t *records;
+        uint64_t count;
+        uint32_t record_bytes;
+        uint32_t source;
+    } nd_tree_blob;
+    typedef struct {
         uint64_t lookups, getattrs, listings;
         int64_t open;
     } nd_tree_counts;
@@ -118,23 +136,18 @@ ffibuilder.cdef(
         uint32_t uid, gid;
         bool explicit_ids;
         nd_tree_counts *counts;
+        nd_read_counts *reads;
+        nd_tree_blob *blobs;
+        uint32_t blob_count;
     } nd_tree;
 
+    bool nd_tree_set_blob(const nd_tree *tree, uint32_t number, uint32_t source,
+                          const uint8_t *records, size_t length, uint32_t record_bytes,
+                          uint64_t count);
     ssize_t nd_tree_answer(const nd_tree *tree, const uint8_t *request, size_t length,
                            uint8_t *reply, size_t room);
 
     typedef struct nd_relay nd_relay;
-    typedef struct {
-        uint64_t file_offset, cache_offset;
-        uint32_t length;
-        uint32_t chunk;
-        uint32_t source;
-        uint32_t pad;
-    } nd_segment;
-    typedef struct {
-        uint64_t reads, bytes, latency_us;
-        uint64_t by_size[8], by_latency[8];
-    } nd_read_counts;
 
     nd_relay *nd_relay_new(int wake_fd);
     int nd_relay_start(nd_relay *relay, const int *devices, size_t device_count, unsigned threads,

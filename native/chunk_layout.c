@@ -3,28 +3,16 @@
 
 #include "bytes.h"
 
-/* A chunk in the plain address space: whole blocks, the last one maybe in part. */
-struct run {
-    uint32_t block;
-    uint64_t size;   /* bytes */
-    uint64_t blocks; /* 1 to 4096 */
-};
-
-static struct run run_of(const uint8_t *record, uint32_t record_bytes)
+nd_chunk_place nd_chunk_place_of(const uint8_t *record, uint32_t record_bytes)
 {
-    uint64_t word = nd_load64(record), size;
-    uint32_t block;
-    if (record_bytes == ND_V1_RECORD_BYTES) { /* size - 1: low 20 bits at 44, high 4 bits at 8 */
-        block = (uint32_t)(word >> 12);
-        size = ((word >> 44) | (word & 0xf00) << 12) + 1;
-    } else {
-        block = (uint32_t)word;
-        size = (word >> 32 & 0xffffff) + 1;
-    }
-    return (struct run){block, size, (size + ND_BLOCK_BYTES - 1) / ND_BLOCK_BYTES};
+    uint64_t word = nd_load64(record);
+    if (record_bytes == ND_V1_RECORD_BYTES) /* size - 1: low 20 bits at 44, high 4 bits at 8 */
+        return (nd_chunk_place){(uint32_t)(word >> 12),
+                                (uint32_t)((word >> 44) | (word & 0xf00) << 12) + 1};
+    return (nd_chunk_place){(uint32_t)word, (uint32_t)(word >> 32 & 0xffffff) + 1};
 }
 
-static bool holds(size_t length, uint32_t record_bytes, uint64_t count)
+bool nd_chunk_records_fit(size_t length, uint32_t record_bytes, uint64_t count)
 {
     return (record_bytes == ND_V1_RECORD_BYTES || record_bytes == ND_V2_RECORD_BYTES) &&
            count <= length / record_bytes;
@@ -34,16 +22,16 @@ int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes
                     uint32_t *blocks, nd_chunk_layout *layout)
 {
     *layout = (nd_chunk_layout){0};
-    if (!holds(length, record_bytes, count))
+    if (!nd_chunk_records_fit(length, record_bytes, count))
         return -1;
     for (uint64_t i = 0; i < count; i++) {
-        struct run run = run_of(records + i * record_bytes, record_bytes);
-        if (run.block < layout->end_block)
+        nd_chunk_place place = nd_chunk_place_of(records + i * record_bytes, record_bytes);
+        if (place.block < layout->end_block)
             break;
-        layout->holes += run.block > layout->end_block;
-        layout->end_block = run.block + run.blocks;
+        layout->holes += place.block > layout->end_block;
+        layout->end_block = (uint64_t)place.block + (place.size + ND_BLOCK_BYTES - 1) / ND_BLOCK_BYTES;
         layout->ordered = i + 1;
-        blocks[i] = run.block;
+        blocks[i] = place.block;
     }
     return 0;
 }
@@ -51,12 +39,12 @@ int nd_chunk_blocks(const uint8_t *records, size_t length, uint32_t record_bytes
 int64_t nd_chunk_claims(const uint8_t *records, size_t length, uint32_t record_bytes, uint64_t count,
                         const uint32_t *claims)
 {
-    if (!holds(length, record_bytes, count))
+    if (!nd_chunk_records_fit(length, record_bytes, count))
         return -1;
     for (uint64_t i = 0; i < count; i++) {
         uint32_t block = claims[2 * i], size = claims[2 * i + 1];
-        struct run run = run_of(records + i * record_bytes, record_bytes);
-        if (size != 0 && (block != run.block || size != run.size))
+        nd_chunk_place place = nd_chunk_place_of(records + i * record_bytes, record_bytes);
+        if (size != 0 && (block != place.block || size != place.size))
             return (int64_t)i;
     }
     return (int64_t)count;

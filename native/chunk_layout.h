@@ -2,6 +2,7 @@
 #ifndef ND_CHUNK_LAYOUT_H
 #define ND_CHUNK_LAYOUT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,6 +15,17 @@ typedef struct {
     uint64_t holes;      /* runs of whole blocks before a chunk, that no chunk covers */
     uint64_t end_block;  /* first block behind the last ordered chunk */
 } nd_chunk_layout;
+
+/* A chunk in the plain address space. */
+typedef struct {
+    uint32_t block;
+    uint32_t size; /* bytes, at least 1 */
+} nd_chunk_place;
+
+/* Whether records have a known size, and `length` bytes hold `count` of them. */
+bool nd_chunk_records_fit(size_t length, uint32_t record_bytes, uint64_t count);
+
+nd_chunk_place nd_chunk_place_of(const uint8_t *record, uint32_t record_bytes);
 
 /* Fill `blocks[i]` with the first block of chunk i, for the ordered records.
  *

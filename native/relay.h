@@ -12,6 +12,7 @@
 #ifndef ND_RELAY_H
 #define ND_RELAY_H
 
+#include "segment.h"
 #include "tree_v6.h"
 
 #include <stdbool.h>
@@ -26,21 +27,6 @@
 #define ND_REQUEST_BYTES_MAX 16384
 
 typedef struct nd_relay nd_relay;
-
-typedef struct {
-    uint64_t file_offset, cache_offset;
-    uint32_t length; /* not 0 */
-    uint32_t chunk;  /* whose bit says that the bytes are there */
-    uint32_t source;
-    uint32_t pad;
-} nd_segment;
-
-/* Replies with data. Added to atomically and before the reply is written, so that who has read finds
- * that read in them. */
-typedef struct {
-    uint64_t reads, bytes, latency_us; /* from the request's arrival to its reply */
-    uint64_t by_size[8], by_latency[8];
-} nd_read_counts;
 
 enum nd_message_kind {
     /* A request as the kernel sent it, at least a whole header. */
@@ -94,7 +80,8 @@ int nd_relay_add_flat(nd_relay *relay, uint64_t nodeid, uint64_t size, unsigned 
 int nd_relay_drop_file(nd_relay *relay, uint64_t nodeid);
 
 /* A tree: requests whose nodeid's top byte is `index` (not 0) are answered from it, as far as tree_v6.h
- * goes. The struct is copied; what it points to is borrowed. -EEXIST. */
+ * goes, and READs of its files that are not known by themselves. The struct is copied; what it points to
+ * is borrowed. -EEXIST. */
 int nd_relay_add_tree(nd_relay *relay, unsigned index, const nd_tree *tree);
 
 /* Waits until no thread uses it. -ENOENT. */

@@ -304,30 +304,52 @@ void nd_tree_end(struct nd_files *files, unsigned phase)
     pthread_mutex_unlock(&files->lock);
 }
 
+/* Make `read->file` a file of the tree, as far as this READ goes. */
+static bool find_in_tree(const nd_tree *tree, const nd_request *request, struct nd_read *read)
+{
+    uint64_t size;
+    int count = nd_tree_segments(tree, request->nodeid, request->offset, request->size, &size,
+                                 read->segments, ND_READ_SEGMENTS_MAX);
+    if (count < 0)
+        return false;
+    read->found = (struct nd_file){.nodeid = request->nodeid,
+                                   .size = size,
+                                   .segments = read->segments,
+                                   .count = (size_t)count,
+                                   .counts = tree->reads};
+    read->file = &read->found;
+    return true;
+}
+
 bool nd_read_begin(struct nd_files *files, const nd_request *request, struct nd_read *read)
 {
     if (request->size > ND_REPLY_BYTES_MAX)
         return false;
     pthread_mutex_lock(&files->lock);
-    struct nd_file *file = *find(files, request->nodeid);
-    if (file == NULL) {
+    read->file = *find(files, request->nodeid);
+    const nd_tree *tree = read->file == NULL ? files->trees[request->nodeid >> 56] : NULL;
+    if (read->file == NULL && tree == NULL) {
         pthread_mutex_unlock(&files->lock);
         return false;
     }
-    *read = (struct nd_read){.file = file,
-                             .sources = files->sources,
-                             .source_count = files->source_count,
-                             .room = files->spare,
-                             .phase = files->phase};
+    read->sources = files->sources;
+    read->source_count = files->source_count;
+    read->phase = files->phase;
     files->sections[read->phase]++;
+    read->room = files->spare;
     if (read->room != NULL) {
         memcpy(&files->spare, read->room, sizeof files->spare); /* the next one stands in it */
         files->spare_count--;
     }
     pthread_mutex_unlock(&files->lock);
 
-    read->offset = request->offset < file->size ? request->offset : file->size;
-    uint64_t left = file->size - read->offset;
+    if (tree != NULL && !find_in_tree(tree, request, read)) {
+        nd_read_end(files, read);
+        return false;
+    }
+    uint64_t size = read->file->size;
+    read->offset = request->offset < size ? request->offset : size;
+    uint64_t left = size - read->offset;
     read->end = read->offset + (request->size < left ? request->size : left);
     if (read->room == NULL) {
         void *room = mmap(NULL, ND_REPLY_BYTES_MAX, PROT_READ | PROT_WRITE,

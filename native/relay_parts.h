@@ -69,6 +69,9 @@ struct nd_files {
     unsigned spare_count, spare_max;
 };
 
+/* Of a file of a tree: what the longest READ touches if chunks are no longer than a block. */
+#define ND_READ_SEGMENTS_MAX (ND_REPLY_BYTES_MAX / 4096 + 1)
+
 /* A section of one READ. */
 struct nd_read {
     const struct nd_file *file;
@@ -77,12 +80,14 @@ struct nd_read {
     uint64_t offset, end; /* of the file; never past its size */
     uint8_t *room;        /* ND_REPLY_BYTES_MAX, page-aligned */
     unsigned phase;
+    struct nd_file found; /* where `file` points if it is a tree's */
+    nd_segment segments[ND_READ_SEGMENTS_MAX]; /* of `found` */
 };
 
 int nd_files_init(struct nd_files *files);
 void nd_files_free(struct nd_files *files);
 
-/* False, and no section: not a known file, or more than a reply buffer holds. */
+/* False, and no section: neither a known file nor one of a tree, or more than a reply buffer holds. */
 bool nd_read_begin(struct nd_files *files, const nd_request *request, struct nd_read *read);
 void nd_read_end(struct nd_files *files, struct nd_read *read);
 

@@ -63,12 +63,16 @@ static bool has_its_layout(const struct inode *inode)
     }
 }
 
+static uint64_t chunk_indexes_of(const struct inode *inode)
+{
+    return (inode->behind + CHUNK_INDEX_BYTES - 1) & ~(uint64_t)(CHUNK_INDEX_BYTES - 1);
+}
+
 static bool chunk_indexes_fit(const nd_tree *tree, const struct inode *inode)
 {
     uint64_t chunks = inode->size / tree->chunk_size + (inode->size % tree->chunk_size != 0);
-    uint64_t at = (inode->behind + CHUNK_INDEX_BYTES - 1) & ~(uint64_t)(CHUNK_INDEX_BYTES - 1);
     return (inode->u & CHUNK_FORMAT_INDEXES) && chunks <= UINT64_MAX / CHUNK_INDEX_BYTES &&
-           nd_within(at, chunks * CHUNK_INDEX_BYTES, 0, tree->length);
+           nd_within(chunk_indexes_of(inode), chunks * CHUNK_INDEX_BYTES, 0, tree->length);
 }
 
 /* False: the record breaks a rule. */
@@ -111,6 +115,18 @@ static bool load_inode(const nd_tree *tree, uint64_t nid, struct inode *inode)
     if (type == S_IFREG)
         return chunk_indexes_fit(tree, inode);
     return type != S_IFLNK || (inode->size > 0 && inode->size <= TARGET_BYTES_MAX);
+}
+
+bool nd_tree_find_file(const nd_tree *tree, uint64_t nodeid, uint64_t *size,
+                       const uint8_t **indexes)
+{
+    struct inode inode;
+    if ((nodeid & ~NID_MAX) != tree->high || !load_inode(tree, nodeid & NID_MAX, &inode) ||
+        !S_ISREG(inode.mode))
+        return false;
+    *size = inode.size;
+    *indexes = tree->bytes + chunk_indexes_of(&inode);
+    return true;
 }
 
 /* What stat shows (kernel/tree.py, present). */

@@ -63,6 +63,7 @@ void test_erofs_check(void);
 void test_inflate(void);
 void test_mutations(void);
 void test_relay(void);
+void test_tree_files(void);
 void test_tree_v6(void);
 
 #endif

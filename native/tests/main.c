@@ -17,6 +17,7 @@ int main(void)
     test_inflate();
     test_mutations();
     test_relay();
+    test_tree_files();
     test_tree_v6();
     printf("%u checks, %u failed\n", checks, failures);
     return failures != 0;

@@ -178,6 +178,37 @@ static void tree_anything(const uint8_t *input, size_t size)
     free(file);
 }
 
+/* Where the bytes of a file lie, by the bootstrap and by records of any kind: within the READ, in order. */
+static void bytes_anything(const uint8_t *file, size_t length, const uint8_t *records)
+{
+    nd_tree_blob blob = {0};
+    const nd_tree tree = {.bytes = file,
+                          .length = length,
+                          .meta_offset = META,
+                          .block_size = BLOCK,
+                          .chunk_size = BLOCK,
+                          .blobs = &blob,
+                          .blob_count = 1};
+    /* Chunks 3 and 4, as the sample has them. */
+    const uint64_t words[] = {5 * BLOCK | UINT64_C(4095) << 44, 6 * BLOCK | UINT64_C(99) << 44};
+    uint8_t known[CHUNKS * 16];
+    memcpy(known, records, sizeof known);
+    memcpy(known + 3 * 16, &words[0], sizeof words[0]);
+    memcpy(known + 4 * 16, &words[1], sizeof words[1]);
+    CHECK(nd_tree_set_blob(&tree, 0, 1, known, sizeof known, 16, CHUNKS));
+    nd_segment found[3];
+    uint64_t size;
+    int count = nd_tree_segments(&tree, 16, 7, 2 * BLOCK, &size, found, 3);
+    uint64_t reached = 7;
+    CHECK(count >= ND_TREE_ASK && count <= 3);
+    for (int i = 0; i < count; i++) {
+        CHECK(found[i].file_offset == reached && found[i].length > 0 && found[i].length <= BLOCK);
+        CHECK(found[i].source == 1 && found[i].chunk < CHUNKS);
+        reached += found[i].length;
+    }
+    CHECK(count <= 0 || (reached <= size && reached <= 7 + 2 * BLOCK));
+}
+
 #define REQUEST_BYTES 96
 
 /* Bytes: a request, padded with zeros, its length the last of its bytes; then the bootstrap. */
@@ -200,6 +231,7 @@ static void names_anything(const uint8_t *input, size_t size)
     CHECK(answered >= ND_TREE_ASK && answered <= ND_TREE_REPLY_BYTES_MAX);
     uint64_t counted = counts.lookups + counts.getattrs + counts.listings + (counts.open != 0);
     CHECK(counted == (answered != ND_TREE_ASK));
+    bytes_anything(file, size - REQUEST_BYTES, input);
     free(request);
     free(reply);
     free(file);

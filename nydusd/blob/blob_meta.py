@@ -316,6 +316,11 @@ class CiTable:
         """
         return native.contradicted_chunk(self._ci, self.record_bytes, claims)
 
+    @property
+    def records(self) -> Buffer:
+        """The records as they are stored, `record_bytes` each, and whatever follows them."""
+        return self._ci
+
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self._count:
             raise FormatError("chunk index", index, f"must be below {self._count}", self._source)

@@ -8,10 +8,10 @@ The kernel may keep names, attributes and pages for ever: an image does not chan
 table does, kernel/vfs.py says what to invalidate. A file handle is the nodeid, so that a successor knows
 the files its predecessor opened.
 
-A file whose first read did not cover all of it is registered with the relay, which answers for it from
-then on as far as its bytes are ready. Names and attributes of v6 images the relay shows by itself
-(native/tree_v6.h), and it tells Python of what it has counted. Not where operations are counted per file: the
-relay does not know how.
+Names and attributes of v6 images the relay shows by itself (native/tree_v6.h), and their files as far as
+bytes are ready, once the first read has loaded the blob's records; it tells Python of what it has counted.
+Of other images it answers for files whose first read did not cover all of them, each told to it by itself.
+Neither where operations are counted per file: the relay does not know how.
 """
 
 import errno
@@ -43,8 +43,6 @@ class Namespace:
         self._vfs = vfs
         self._native: NativeFiles | None = None  # from attach_relay on
         self._window: NativeWindow | None = None
-        self._relay: Relay | None = None
-        self._trees: set[int] = set()  # indexes of the images that the relay shows
         vfs.on_attach = self._show_image
         vfs.on_detach = self._forget_image
         self._operations: dict[int, Callable[[Request], Buffer | None]] = {
@@ -169,7 +167,6 @@ class Namespace:
         from nydusd.kernel.native_files import NativeFiles
         from nydusd.kernel.native_window import NativeWindow
 
-        self._relay = relay
         self._native = NativeFiles(relay)
         self._window = NativeWindow(self._native)
         for index in self._vfs.indexes():
@@ -178,10 +175,8 @@ class Namespace:
     def close(self) -> None:
         """Take everything back from the relay, before it is closed."""
         if self._native is not None:
-            for index in list(self._trees):
-                self._hide_tree(index)
             self._native.close()
-            self._native = self._window = self._relay = None
+            self._native = self._window = None
 
     def touched(self, source: int, chunk: int) -> None:
         """Pass it on to the blob."""
@@ -189,9 +184,18 @@ class Namespace:
             self._native.touched(source, chunk)
 
     def _offer(self, nodeid: int, offset: int, size: int, got: int) -> None:
-        """Register a file that was read in part: more of it will be. A whole small one is in the kernel now."""
+        """Have the relay answer next time: for the image's files, if it shows the tree, or for this one.
+
+        For one only if it was read in part: more of it will be. A whole small one is in the kernel now.
+        """
         window = self._window
-        if window is None or (offset == 0 and got < size) or nodeid in window:
+        if self._native is None or window is None:
+            return
+        index = nodeid >> INDEX_SHIFT
+        if self._native.shows(index):
+            self._native.add_blobs(index, self._vfs.blobs(index))
+            return
+        if (offset == 0 and got < size) or nodeid in window:
             return
         found = self._vfs.native_map(nodeid)
         if found is not None:
@@ -199,20 +203,15 @@ class Namespace:
 
     def _show_image(self, index: int) -> None:
         """Have the relay answer for names and attributes of an image, if it can."""
-        if self._relay is None:
+        if self._native is None:
             return
         tree = self._vfs.native_tree(index)
         if tree is not None:
-            self._relay.add_tree(tree)
-            self._trees.add(index)
-
-    def _hide_tree(self, index: int) -> None:
-        if self._relay is not None and index in self._trees:
-            self._trees.remove(index)
-            self._relay.drop_tree(index)
+            self._native.add_tree(tree)
 
     def _forget_image(self, index: int) -> None:
-        self._hide_tree(index)
+        if self._native is not None:
+            self._native.drop_tree(index)
         if self._window is not None:
             self._window.drop_where(lambda nodeid: nodeid >> INDEX_SHIFT == index)
 

@@ -1,4 +1,4 @@
-"""Files that the relay answers by itself: told to it when their bytes are there, taken back when they go.
+"""Files and trees that the relay answers by itself: told to it when their bytes are there, taken back in time.
 
 Owns     the numbers that the relay gave to blobs and files. Not the blobs: whoever opened them closes them,
          and a blob tells by its callback before it closes the file that the relay reads.
@@ -8,7 +8,7 @@ Raises   nothing: what cannot be registered is answered by Python.
 
 import logging
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ from nydusd.storage.native_map import NativeMap
 
 if TYPE_CHECKING:
     from nydusd.native_relay import ReadCounts, Relay
+    from nydusd.native_tree import NativeTree
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _SOURCE_WORD: Final = 6
 
 
 class NativeFiles:
-    """The relay's files and sources, by nodeid and by blob."""
+    """The relay's files, trees and sources, by nodeid, index and blob."""
 
     def __init__(self, relay: "Relay") -> None:
         """`relay` stays the caller's."""
@@ -36,6 +37,8 @@ class NativeFiles:
         self._blobs: dict[int, LazyBlob] = {}
         self._callbacks: dict[LazyBlob, Callable[[], None]] = {}
         self._users: dict[int, tuple[LazyBlob, ...]] = {}  # by nodeid
+        self._trees: dict[int, NativeTree] = {}  # by index
+        self._tree_blobs: dict[int, set[LazyBlob]] = {}  # by index: that C knows of
 
     def __contains__(self, nodeid: object) -> bool:
         """Tell whether the relay knows the file, and all blobs that it needs."""
@@ -71,7 +74,48 @@ class NativeFiles:
         if blobs is None:
             return
         self._relay.drop_file(nodeid)
-        used = {blob for others in self._users.values() for blob in others}
+        self._let_go(blobs)
+
+    def add_tree(self, tree: "NativeTree") -> None:
+        """Have the relay show a tree. Its blobs are told by `add_blobs`."""
+        self._relay.add_tree(tree)
+        self._trees[tree.index] = tree
+        self._tree_blobs[tree.index] = set()
+
+    def shows(self, index: int) -> bool:
+        """Tell whether the relay shows this tree."""
+        return index in self._trees
+
+    def add_blobs(self, index: int, blobs: Sequence[LazyBlob]) -> None:
+        """Have the relay answer for files of a tree, in those of its blobs that can be read natively by now.
+
+        blobs: all of the image.
+        """
+        tree = self._trees[index]
+        for number in tree.unknown_blobs():
+            blob = blobs[number]
+            records = blob.native_records()
+            source = None if records is None else self._number(blob)
+            if records is None or source is None:
+                continue
+            tree.add_blob(number, source, records)
+            self._tree_blobs[index].add(blob)
+
+    def drop_tree(self, index: int) -> None:
+        """Show a tree no more, if it is shown; no thread of the relay uses it or its blobs then."""
+        if self._trees.pop(index, None) is None:
+            return
+        self._relay.drop_tree(index)
+        self._let_go(self._tree_blobs.pop(index))
+
+    def _let_go(self, blobs: Iterable[LazyBlob]) -> None:
+        """Take back those of `blobs` that nobody uses any more."""
+        used = {
+            blob
+            for users in (self._users, self._tree_blobs)
+            for some in users.values()
+            for blob in some
+        }
         for blob in set(blobs) - used:
             blob.remove_on_lost(self._callbacks[blob])
             self._lose(blob)
@@ -84,6 +128,8 @@ class NativeFiles:
 
     def close(self) -> None:
         """Take back everything."""
+        for index in list(self._trees):
+            self.drop_tree(index)
         for nodeid in list(self._users):
             self.drop(nodeid)
         for blob in list(self._numbers):  # registered for a file that then was refused
@@ -108,6 +154,8 @@ class NativeFiles:
         number = self._numbers.pop(blob)
         del self._blobs[number], self._callbacks[blob]
         self._relay.drop_source(number)
+        for users in self._tree_blobs.values():
+            users.discard(blob)  # its number names nothing any more: Python is asked
         for nodeid, blobs in list(self._users.items()):
             if blob in blobs:
                 del self._users[nodeid]

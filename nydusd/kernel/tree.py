@@ -15,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -30,6 +30,7 @@ from nydusd.records import Buffer
 if TYPE_CHECKING:
     from nydusd.native_relay import ReadCounts
     from nydusd.native_tree import NativeTree
+    from nydusd.storage.lazy_blob import LazyBlob
     from nydusd.storage.native_map import NativeMap
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class FileReader(Protocol):
 
     def native_map(self, inode: Inode) -> "NativeMap | None":
         """Return where the relay finds the file's bytes; None: only `read` does."""
+        ...
+
+    @property
+    def blobs(self) -> "Sequence[LazyBlob]":
+        """The blobs in blob table order. Asked for where the relay shows the tree."""
         ...
 
 
@@ -238,6 +244,7 @@ class Tree:
             generation=generation,
             mounted_at_s=self._mounted_at_ns // _NS_PER_S,
             owner=None if self._explicit_ids else (self._euid, self._egid),
+            reads=self.stats.native_reads().buffer,
         )
         self.stats.add_names(native)
         self._opened_before = self.opened_natively

@@ -37,6 +37,7 @@ from nydusd.records import Buffer
 if TYPE_CHECKING:
     from nydusd.native_relay import ReadCounts
     from nydusd.native_tree import NativeTree
+    from nydusd.storage.lazy_blob import LazyBlob
     from nydusd.storage.native_map import NativeMap
 
 INDEX_SHIFT: Final = 56
@@ -353,6 +354,11 @@ class Vfs:
         """Return the image at `index` as the relay can show it, None if it cannot or there is none."""
         mount = self._mounts.get(index)
         return None if mount is None else mount.tree.native_tree(index, mount.generation)
+
+    def blobs(self, index: int) -> "Sequence[LazyBlob]":
+        """Return the blobs of the image at `index`; none if there is no image."""
+        mount = self._mounts.get(index)
+        return () if mount is None else mount.tree.image.blobs
 
     def indexes(self) -> list[int]:
         """Return where images are."""

@@ -440,6 +440,7 @@ class BootstrapV6:
             self.root_ino,
             geometry.block_size,
             geometry.chunk_size,
+            len(self.blobs),
         )
 
     def _error(self, field: str, value: object, rule: str) -> FormatError:

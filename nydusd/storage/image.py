@@ -37,7 +37,7 @@ class Image:
     ) -> None:
         """`blobs` in blob table order; `store_path` is the cache directory, None without one."""
         self.bootstrap = bootstrap
-        self.blobs = tuple(blobs)
+        self.blobs: Sequence[LazyBlob] = tuple(blobs)
         self.backend_stats = backend_stats
         self._store_path = store_path
         self._release = release

@@ -33,6 +33,7 @@ from nydusd.storage.stats import CacheStats
 
 if TYPE_CHECKING:
     from nydusd.native_relay import NativeSource
+    from nydusd.native_tree import NativeRecords
 
 
 class _Wanted(NamedTuple):
@@ -322,6 +323,17 @@ class LazyBlob:
         Whoever uses it registers with `add_on_lost`. Descriptor and buffers are the same in each answer.
         """
         return self._cached.native_source()
+
+    def native_records(self) -> "NativeRecords | None":
+        """Return the blob's chunk records as C reads them; None: not loaded yet, or not of that kind (v5)."""
+        # Here, not above: for trees that the relay shows.
+        from nydusd.blob.blob_meta import CiTable
+        from nydusd.native_tree import NativeRecords
+
+        table = self._records.loaded
+        if not isinstance(table, CiTable):
+            return None
+        return NativeRecords(table.records, table.record_bytes, len(table))
 
     def add_on_lost(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once when the cache file goes: given up, or closed with the blob.

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import random
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,14 +71,22 @@ class Scene:
         return path
 
 
-@asynccontextmanager
-async def mounted(folder: Path, **rafs: bool) -> AsyncIterator[Scene]:
+def build(folder: Path, fs_version: int) -> None:
     source = folder / "source"
     source.mkdir()
     (source / "large").write_bytes(LARGE)
     (source / "small").write_bytes(SMALL)
     (source / "other").write_bytes(LARGE[::-1])
-    build_image(source, BuildOptions(chunk_size=CHUNK), folder / "boot", folder / "blobs")
+    options = BuildOptions(fs_version=fs_version, chunk_size=CHUNK)
+    build_image(source, options, folder / "boot", folder / "blobs")
+
+
+@asynccontextmanager
+async def mounted(
+    folder: Path, fs_version: int = 6, *, is_built: bool = False, **rafs: bool
+) -> AsyncIterator[Scene]:
+    if not is_built:
+        build(folder, fs_version)
     backend = {"type": "localfs", "config": {"dir": str(folder / "blobs")}}
     cache = {"type": "blobcache", "config": {"work_dir": str(folder / "cache")}}
     text = json.dumps({"device": {"backend": backend, "cache": cache}, "mode": "direct", **rafs})
@@ -128,8 +137,11 @@ def wanted(spans: list[tuple[int, int]], content: bytes = LARGE) -> list[bytes]:
     return [content[offset : offset + size] for offset, size in spans]
 
 
-async def test_what_is_cached_is_answered_without_python_and_counted(tmp_path: Path) -> None:
-    async with mounted(tmp_path) as scene:
+@pytest.mark.parametrize("fs_version", [5, 6])
+async def test_what_is_cached_is_answered_without_python_and_counted(
+    tmp_path: Path, fs_version: int
+) -> None:
+    async with mounted(tmp_path, fs_version) as scene:
         large = scene.mountpoint / "image/large"
         assert await read(large, WHOLE) == wanted(WHOLE)
         seen = scene.namespace.seen.total()
@@ -143,12 +155,59 @@ async def test_what_is_cached_is_answered_without_python_and_counted(tmp_path: P
         assert sum(stats.block_count_read) == sum(stats.read_latency_dist) == len(WHOLE + RANDOM)
 
 
-async def test_a_small_file_is_not_worth_a_registration(tmp_path: Path) -> None:
+async def test_a_small_file_is_answered_by_the_tree_and_not_worth_a_registration_without_one(
+    tmp_path: Path,
+) -> None:
+    for fs_version, seen in (6, 1), (5, 3):
+        folder = tmp_path / str(fs_version)
+        folder.mkdir()
+        async with mounted(folder, fs_version) as scene:
+            small = scene.mountpoint / "image/small"
+            for _ in range(3):
+                assert await read(small, [(0, 4096)]) == [SMALL]
+            assert scene.namespace.seen.total() == seen
+            stats = scene.tree.stats
+            stats.settle()
+            assert (stats.fop_hits[Op.READ], stats.data_read) == (3, 3 * len(SMALL))
+
+
+async def test_every_file_of_a_tree_is_answered_natively_once_the_records_are_loaded(
+    tmp_path: Path,
+) -> None:
     async with mounted(tmp_path) as scene:
-        small = scene.mountpoint / "image/small"
-        for _ in range(3):
-            assert await read(small, [(0, 4096)]) == [SMALL]
-        assert scene.namespace.seen.total() == 3
+        place = scene.mountpoint / "image"
+        assert await read(place / "large", WHOLE) == wanted(WHOLE)
+        assert await read(place / "other", WHOLE[:1]) == wanted(WHOLE[:1], LARGE[::-1])
+        with (place / "other").open("rb", buffering=0) as file:  # has the rest fetched
+            assert await trio.to_thread.run_sync(file.read) == LARGE[::-1]
+        seen = scene.namespace.seen.copy()
+        assert await read(place / "other", RANDOM) == wanted(RANDOM, LARGE[::-1])
+        assert scene.namespace.seen == seen
+
+
+async def test_a_file_that_contradicts_its_blob_is_refused_though_others_are_answered_natively(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mounted(tmp_path) as scene:
+        place = scene.mountpoint / "image"
+        assert await read(place / "large", WHOLE) == wanted(WHOLE)
+        assert await read(place / "other", WHOLE) == wanted(WHOLE, LARGE[::-1])
+        bootstrap = scene.image.bootstrap
+        inode = bootstrap.lookup(bootstrap.inode(bootstrap.root_ino), b"other")
+        assert inode is not None
+        first = bootstrap.extents(inode, 0, 1)[0]
+    index = struct.pack("<HBBI", first.chunk_index, 1, 0, first.chunk_offset // 4096)
+    boot = (tmp_path / "boot").read_bytes()
+    assert boot.count(index) == 1
+    block = struct.pack("<I", first.chunk_offset // 4096 + 1)
+    (tmp_path / "boot").write_bytes(boot.replace(index, index[:4] + block))
+    async with mounted(tmp_path, is_built=True) as scene:
+        place = scene.mountpoint / "image"
+        assert await read(place / "large", RANDOM) == wanted(RANDOM)
+        with pytest.raises(OSError, match="Input/output error"):
+            await read(place / "other", WHOLE[:1])
+        assert await read(place / "other", WHOLE[1:]) == wanted(WHOLE[1:], LARGE[::-1])
+        assert "for the file" in caplog.text
 
 
 async def test_reads_that_count_for_their_file_are_all_seen(tmp_path: Path) -> None:
