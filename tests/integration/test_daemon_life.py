@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.erofs_mounts import mounts_at, needs_erofs
 from tests.support.mounts import is_mounted, temporary_mountpoint, umount_lazily
 from tests.support.processes import PATIENCE_S, ROOT, Api, Process
 
 BIG = bytes(range(256)) * 8192  # 2 MiB
+PER_FILE = {"iostats_files": True, "access_pattern": True, "latest_read_files": True}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def image() -> Iterator[Path]:
 class House:
     """Everything one test starts, and the certainty that it is gone afterwards."""
 
-    def __init__(self, folder: Path, mountpoint: Path, image: Path) -> None:
+    def __init__(self, folder: Path, mountpoint: Path, image: Path, frontend: str = "fuse") -> None:
+        self.frontend = frontend  # of `dedicated`
         self.folder = folder
         self.mountpoint = mountpoint
         self.image = image
@@ -61,9 +64,8 @@ class House:
                     },
                 },
                 "mode": "direct",
-                "iostats_files": True,
-                "access_pattern": True,
-                "latest_read_files": True,
+                # which the kernel's EROFS cannot count
+                **(PER_FILE if self.frontend == "fuse" else {}),
             }
         )
 
@@ -73,9 +75,12 @@ class House:
         return process
 
     def dedicated(self) -> Process:
-        return self.start(
-            "--config", str(self.config_file), "--bootstrap", str(self.image / "boot")
-        ).running()
+        process = self.start(
+            "--config", str(self.config_file), "--bootstrap", str(self.image / "boot"),
+            "--frontend", self.frontend,
+        ).running()  # fmt: skip
+        assert mounts_at(self.mountpoint) == [self.frontend], process.log.read_text()
+        return process
 
     def shared(self) -> Process:
         return self.start().running()
@@ -88,13 +93,23 @@ class House:
         return not is_mounted(self.mountpoint) and not (self.folder / "api.sock").exists()
 
 
-@pytest.fixture
-def house(tmp_path: Path, image: Path) -> Iterator[House]:
+def run_house(folder: Path, image: Path, frontend: str) -> Iterator[House]:
     with temporary_mountpoint() as mountpoint:
-        made = House(tmp_path, mountpoint, image)
+        made = House(folder, mountpoint, image, frontend)
         yield made
         for process in made.started:
             process.end()
+
+
+@pytest.fixture
+def house(tmp_path: Path, image: Path) -> Iterator[House]:
+    yield from run_house(tmp_path, image, "fuse")
+
+
+@pytest.fixture(params=[pytest.param("erofs", marks=needs_erofs), "fuse"])
+def either(request: pytest.FixtureRequest, tmp_path: Path, image: Path) -> Iterator[House]:
+    """A house for what must be the same, whoever shows the image."""
+    yield from run_house(tmp_path, image, request.param)
 
 
 def assert_whole(root: Path) -> None:
@@ -103,36 +118,36 @@ def assert_whole(root: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_unmounts_and_ends_with_status_0(house: House, number: signal.Signals) -> None:
-    daemon = house.dedicated()
-    assert_whole(house.mountpoint)
+def test_a_signal_unmounts_and_ends_with_status_0(either: House, number: signal.Signals) -> None:
+    daemon = either.dedicated()
+    assert_whole(either.mountpoint)
     daemon.process.send_signal(number)
     assert daemon.wait() == 0
-    assert house.nothing_left()
+    assert either.nothing_left()
     assert "Traceback" not in daemon.log.read_text()
 
 
-def test_an_outside_umount_ends_it(house: House) -> None:
-    daemon = house.dedicated()
-    umount_lazily(house.mountpoint)
+def test_an_outside_umount_ends_it(either: House) -> None:
+    daemon = either.dedicated()
+    umount_lazily(either.mountpoint)
     assert daemon.wait() == 0
-    assert house.nothing_left()
+    assert either.nothing_left()
 
 
-def test_an_outside_umount_ends_it_only_when_the_last_file_is_closed(house: House) -> None:
-    daemon = house.dedicated()
-    with (house.mountpoint / "dir" / "big").open("rb") as file:
-        umount_lazily(house.mountpoint)
+def test_an_outside_umount_ends_it_only_when_the_last_file_is_closed(either: House) -> None:
+    daemon = either.dedicated()
+    with (either.mountpoint / "dir" / "big").open("rb") as file:
+        umount_lazily(either.mountpoint)
         assert file.read() == BIG
         assert daemon.process.poll() is None
     assert daemon.wait() == 0
 
 
-def test_exit_answers_keeps_the_mount_and_ends(house: House) -> None:
-    daemon = house.dedicated()
+def test_exit_answers_keeps_the_mount_and_ends(either: House) -> None:
+    daemon = either.dedicated()
     assert daemon.ask("PUT", "/daemon/exit") == (204, None)
     assert daemon.wait() == 0
-    assert is_mounted(house.mountpoint)
+    assert is_mounted(either.mountpoint)
     assert not daemon.socket.exists()
 
 
@@ -144,43 +159,43 @@ def test_a_client_that_waits_on_an_idle_connection_sees_a_killed_daemon(house: H
         assert idle.sock.recv(1) == b""
 
 
-def test_after_a_kill_the_same_command_serves_again_on_the_same_cache(house: House) -> None:
-    killed = house.dedicated()
-    assert_whole(house.mountpoint)
+def test_after_a_kill_the_same_command_serves_again_on_the_same_cache(either: House) -> None:
+    killed = either.dedicated()
+    assert_whole(either.mountpoint)
     killed.process.kill()
     killed.wait()
-    assert is_mounted(house.mountpoint)
+    assert is_mounted(either.mountpoint)
     assert killed.socket.exists()
-    daemon = house.dedicated()
-    assert_whole(house.mountpoint)
+    daemon = either.dedicated()
+    assert_whole(either.mountpoint)
     assert daemon.ask("GET", "/metrics/backend")[1]["read_count"] == 0
     assert "a dead predecessor's mount is replaced" in daemon.log.read_text()
     daemon.process.terminate()
     assert daemon.wait() == 0
-    assert house.nothing_left()
+    assert either.nothing_left()
 
 
-def test_after_a_kill_a_mount_without_a_socket_is_replaced_too(house: House) -> None:
-    killed = house.dedicated()
+def test_after_a_kill_a_mount_without_a_socket_is_replaced_too(either: House) -> None:
+    killed = either.dedicated()
     killed.process.kill()
     killed.wait()
     killed.socket.unlink()
-    daemon = house.dedicated()
-    assert_whole(house.mountpoint)
+    daemon = either.dedicated()
+    assert_whole(either.mountpoint)
     daemon.process.terminate()
     assert daemon.wait() == 0
-    assert house.nothing_left()
+    assert either.nothing_left()
 
 
-def test_a_second_daemon_on_the_same_socket_is_refused_and_mounts_nothing(house: House) -> None:
-    first = house.dedicated()
-    second = house.start(
-        "--config", str(house.config_file), "--bootstrap", str(house.image / "boot")
+def test_a_second_daemon_on_the_same_socket_is_refused_and_mounts_nothing(either: House) -> None:
+    first = either.dedicated()
+    second = either.start(
+        "--config", str(either.config_file), "--bootstrap", str(either.image / "boot")
     )
     assert second.wait() == 1
     assert "another process answers" in second.log.read_text()
     assert first.state() == "RUNNING"
-    assert_whole(house.mountpoint)
+    assert_whole(either.mountpoint)
 
 
 def test_a_start_that_fails_leaves_nothing(house: House) -> None:
