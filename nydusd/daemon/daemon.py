@@ -39,6 +39,8 @@ def run(options: DaemonOptions) -> int:
         raise _cause(group) from None
     finally:
         signal.alarm(0)
+        for number in SIGNALS:  # what comes too late must not change the exit status
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
@@ -46,6 +48,11 @@ async def _live(options: DaemonOptions) -> None:
     events = EventRing()
     root = logging.getLogger()
     root.addHandler(events)
+    # trio gives what it has not passed on to the handlers that were there before: the default ones would
+    # kill a daemon that is ending already. What comes before trio's is passed on below.
+    early: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: early.append(number))
     try:
         with trio.open_signal_receiver(*SIGNALS) as signals:
             async with open_pool() as pool, trio.open_nursery() as nursery:
@@ -53,6 +60,8 @@ async def _live(options: DaemonOptions) -> None:
                 nursery.start_soon(_heed, signals, daemon)
                 nursery.start_soon(_limit_end, daemon)
                 nursery.start_soon(_settle, daemon)
+                if early:
+                    daemon.end()
                 await daemon.live()
                 nursery.cancel_scope.cancel()
     finally:

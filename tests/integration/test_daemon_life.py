@@ -273,3 +273,11 @@ def test_a_mount_that_is_no_session_of_ours_is_left_alone(house: House) -> None:
     daemon.process.terminate()
     assert daemon.wait() == 0
     assert (house.mountpoint / "precious").read_text() == "kept"
+
+
+def test_signals_that_come_while_it_ends_change_nothing(house: House) -> None:
+    daemon = house.dedicated()
+    while daemon.process.poll() is None:
+        daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert house.nothing_left()
