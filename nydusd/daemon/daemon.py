@@ -39,8 +39,6 @@ def run(options: DaemonOptions) -> int:
         raise _cause(group) from None
     finally:
         signal.alarm(0)
-        for number in SIGNALS:  # what comes too late must not change the exit status
-            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
@@ -65,6 +63,8 @@ async def _live(options: DaemonOptions) -> None:
                 await daemon.live()
                 nursery.cancel_scope.cancel()
     finally:
+        for number in SIGNALS:  # what comes too late must not change the exit status
+            signal.signal(number, signal.SIG_IGN)
         root.removeHandler(events)
 
 

@@ -279,5 +279,7 @@ def test_signals_that_come_while_it_ends_change_nothing(house: House) -> None:
     daemon = house.dedicated()
     while daemon.process.poll() is None:
         daemon.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            daemon.process.wait(0.001)
     assert daemon.wait() == 0
     assert house.nothing_left()
