@@ -694,10 +694,21 @@ static bool is_done(struct drop *drop)
     return __atomic_load_n(&drop->is_done, __ATOMIC_SEQ_CST);
 }
 
+/* Returns when new sections count in `phase`: a drop that waited for its turn has got it. */
+static void await_phase(struct nd_files *files, unsigned phase)
+{
+    for (bool is_there = false; !is_there; sched_yield()) {
+        pthread_mutex_lock(&files->lock);
+        is_there = files->phase == phase;
+        pthread_mutex_unlock(&files->lock);
+    }
+}
+
 static void a_drop_waits_for_sections_that_began_before_it(void)
 {
     struct bench *bench = set_up();
     struct nd_files *files = &bench->relay->files;
+    const unsigned phase = files->phase;
     for (uint64_t nodeid = 6; nodeid <= 8; nodeid++)
         CHECK(nd_relay_add_file(bench->relay, nodeid, 10, NULL, 0, 1, NULL) == 0);
     struct drop first, second, third;
@@ -709,6 +720,7 @@ static void a_drop_waits_for_sections_that_began_before_it(void)
     CHECK(!is_done(&first) && !is_done(&second));
     nd_read_end(files, &before_first); /* lets the first go, though another is open by now */
     pthread_join(first.thread, NULL);
+    await_phase(files, phase);
     CHECK(!is_done(&second) && begin(bench, NODE, &before_third));
     begin_drop(bench, 8, &third);
     nd_read_end(files, &before_second);
