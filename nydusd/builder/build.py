@@ -14,6 +14,7 @@ import hashlib
 import logging
 import mmap
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,7 @@ Progress = Callable[[str, int, int], None]  # phase, done, total (0: not known)
 
 SCAN, DATA, METADATA = "scan", "data", "metadata"  # phases, as Progress names them
 WRITE_BUFFER_BYTES = MIB
+_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 FILE_MODE = 0o644
 
 
@@ -197,14 +199,25 @@ class _Build:
 
 
 class _Temporary:
-    """A file without its final name yet; removed unless it is kept."""
+    """A file without its final name yet; removed unless it is kept. To be entered at once."""
 
     def __init__(self, folder: Path) -> None:
-        handle, name = tempfile.mkstemp(prefix=".nydus-image-", dir=folder)
+        # An interrupt between the file's birth and the `with` that removes it would leave it behind.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            handle, name = tempfile.mkstemp(prefix=".nydus-image-", dir=folder)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            raise
         self._path = Path(name)
         self.file = BufferedRandom(FileIO(handle, "w+b"), WRITE_BUFFER_BYTES)
 
     def __enter__(self) -> Self:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # one that waited is raised here
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
