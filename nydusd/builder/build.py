@@ -14,14 +14,12 @@ import hashlib
 import logging
 import mmap
 import os
-import signal
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedRandom, FileIO
 from pathlib import Path
-from typing import Self
 
 from nydusd.builder.blob_tail import UNKNOWN_BLOB_ID, BlobDescription, BlobWriter
 from nydusd.builder.bootstrap_v5 import BootstrapV5
@@ -39,7 +37,6 @@ Progress = Callable[[str, int, int], None]  # phase, done, total (0: not known)
 
 SCAN, DATA, METADATA = "scan", "data", "metadata"  # phases, as Progress names them
 WRITE_BUFFER_BYTES = MIB
-_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 FILE_MODE = 0o644
 
 
@@ -95,7 +92,7 @@ class _Build:
         _log_left_out(tree)
         prefetch = _prefetch_nodes(tree, options)
         ledger = ChunkLedger(aligned=options.fs_version == 6 or options.aligned_chunk)
-        with _Temporary(self._blob_folder()) as blob_file, ExitStack() as stack:
+        with _temporary(self._blob_folder()) as blob_file, ExitStack() as stack:
             writer = BlobWriter(blob_file.file, options)
             with self._phase(DATA):
                 prefetch_size = self._write_data(tree, prefetch, ledger, writer)
@@ -166,7 +163,7 @@ class _Build:
             writer.end()
             blob_id = self._options.blob_id or writer.sha256
             blob = writer.describe(ledger, prefetch_size, blob_id)
-        target = stack.enter_context(_Temporary(self._bootstrap_folder()))
+        target = stack.enter_context(_temporary(self._bootstrap_folder()))
         # Reserved first: on a full disk a store into the mapping would kill the process.
         os.posix_fallocate(target.file.fileno(), 0, plan.size)
         with mmap.mmap(target.file.fileno(), plan.size) as image:
@@ -199,32 +196,11 @@ class _Build:
 
 
 class _Temporary:
-    """A file without its final name yet; removed unless it is kept. To be entered at once."""
+    """A file without its final name yet."""
 
-    def __init__(self, folder: Path) -> None:
-        # An interrupt between the file's birth and the `with` that removes it would leave it behind.
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
-        try:
-            handle, name = tempfile.mkstemp(prefix=".nydus-image-", dir=folder)
-        except BaseException:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            raise
-        self._path = Path(name)
-        self.file = BufferedRandom(FileIO(handle, "w+b"), WRITE_BUFFER_BYTES)
-
-    def __enter__(self) -> Self:
-        try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # one that waited is raised here
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.file.close()
-        finally:
-            self._path.unlink(missing_ok=True)
+    def __init__(self, path: Path, file: BufferedRandom) -> None:
+        self._path = path
+        self.file = file
 
     def keep(self, path: Path) -> None:
         """Give the file its name, replacing what has it."""
@@ -240,6 +216,21 @@ class _Temporary:
             path = self._path.parent / digest.hexdigest()
         self.keep(path)
         return str(path)
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[_Temporary]:
+    """Make a file that is removed at the end, unless it is kept.
+
+    Its name is chosen, and guarded, before there is a file: an interrupt may come at any point.
+    """
+    path = folder / f".nydus-image-{secrets.token_hex(8)}"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with BufferedRandom(FileIO(handle, "r+b"), WRITE_BUFFER_BYTES) as file:
+            yield _Temporary(path, file)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _render(
