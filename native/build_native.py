@@ -52,6 +52,7 @@ ffibuilder.cdef(
 
     int nd_digest(uint32_t digester, const uint8_t *data, size_t length, uint8_t digest[32]);
     uint32_t nd_crc32c(const uint8_t *data, size_t length);
+    int nd_survive_cut_maps(int tell_fd);
 
     typedef struct {
         uint64_t offset;
@@ -189,6 +190,7 @@ ffibuilder.set_source(
     #include "cipher.h"
     #include "codec.h"
     #include "crc32c.h"
+    #include "cut_maps.h"
     #include "decode.h"
     #include "digest.h"
     #include "erofs_check.h"

@@ -130,6 +130,7 @@ static int start_worker(nd_relay *relay)
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* its own doing: a mapped file that was cut short (cut_maps.h) */
     sigdelset(&all, STOP_SIGNAL);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     /* Counted from now on, not when it gets there: two who are about to block would start two. */

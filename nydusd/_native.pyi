@@ -27,6 +27,7 @@ class _FFI:
     def offsetof(self, cdecl: str, field: str) -> int: ...
 
 class _Lib:
+    def nd_survive_cut_maps(self, tell_fd: int, /) -> int: ...
     def nd_decode_to_file(
         self,
         stored: CData,

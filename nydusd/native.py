@@ -3,7 +3,7 @@
 Owns     nothing. Every function works on buffers and file descriptors of the caller, checks all sizes
          against them and keeps no pointer after it returns.
 Callers  any thread; the GIL is released while C works. A caller must not change a buffer meanwhile,
-         and a mapped file must not be cut short: touching a page that is gone kills the process.
+         and a mapped file that is cut short reads as zeros, or kills the process (`survive_cut_maps`).
 Raises   FormatError for numbers that no buffer of this kind can have, ValueError for an unknown codec
          or digester (a bug: ids from images are checked by `blob`), MemoryError. What becomes of a
          chunk is a value, `Decoded`.
@@ -13,6 +13,7 @@ Cancel   none of them waits for anything but the disk; run them in a worker thre
 """
 
 import errno
+import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -186,6 +187,16 @@ def crc32c(data: Buffer) -> int:
     """Return the CRC-32C of `data` (spec blob §6.3)."""
     source = _bytes(data)
     return lib.nd_crc32c(source, len(source))
+
+
+def survive_cut_maps(tell_fd: int) -> None:
+    """Go on, with zeros, where a mapped file was cut short; for the whole process, from now on.
+
+    tell_fd: an eventfd that counts the pages that were lost; it must stay open. Raises OSError.
+    """
+    code = lib.nd_survive_cut_maps(tell_fd)
+    if code < 0:
+        raise OSError(-code, os.strerror(-code))
 
 
 def compress(codec: int, data: Buffer, level: int = 0) -> bytes | None:

@@ -58,6 +58,7 @@ void test_chunk_map(void);
 void test_cipher(void);
 void test_codec(void);
 void test_crc32c(void);
+void test_cut_maps(void);
 void test_decode(void);
 void test_erofs_check(void);
 void test_inflate(void);

@@ -12,6 +12,7 @@ int main(void)
     test_cipher();
     test_codec();
     test_crc32c();
+    test_cut_maps();
     test_decode();
     test_erofs_check();
     test_inflate();

@@ -6,6 +6,7 @@ Raises   what kept the daemon from starting or serving; see life.py.
 
 import gc
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 from typing import Final
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # Clients wait for our end without a limit (spec api §9). A thread that hangs in the kernel, on a dead
 # network file system say, must not hold it up: then SIGALRM ends the process where it stands.
 LAST_RESORT_S: Final = 13
+MAPS_PAUSE_S: Final = 10.0  # one line for all pages of one file
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -58,6 +60,7 @@ async def _live(options: DaemonOptions) -> None:
                 nursery.start_soon(_heed, signals, daemon)
                 nursery.start_soon(_limit_end, daemon)
                 nursery.start_soon(_settle, daemon)
+                nursery.start_soon(_watch_maps)
                 if early:
                     daemon.end()
                 await daemon.live()
@@ -82,6 +85,23 @@ async def _settle(daemon: Daemon) -> None:
     await daemon.running.wait()
     gc.freeze()
     gc.enable()
+
+
+async def _watch_maps() -> None:
+    """Outlive that somebody truncates a file that we have mapped, and say so."""
+    from nydusd.native import survive_cut_maps
+
+    # Stays open: a thread may come upon the next page when this task has ended.
+    told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    survive_cut_maps(told)
+    while True:
+        await trio.lowlevel.wait_readable(told)
+        log.error(
+            "a mapped file was truncated, what was cut off is taken for zeros: pages=%d "
+            "(a bootstrap's files fail now; a chunk map's chunks are fetched again)",
+            os.eventfd_read(told),
+        )
+        await trio.sleep(MAPS_PAUSE_S)
 
 
 async def _limit_end(daemon: Daemon) -> None:

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,29 @@ def test_a_daemon_on_a_living_mount_covers_it_and_leaves_it_alone(
     assert mounts_at(below.mountpoint) == [image.frontend]
     assert_whole(below.mountpoint)
     below.leave()
+
+
+def test_truncated_chunk_maps_and_bootstraps_kill_no_daemon(
+    house: House, image: Image, tmp_path: Path
+) -> None:
+    server = house.registry(image)
+    bootstrap = Path(shutil.copy(image.bootstrap, tmp_path / "boot"))
+    daemon = house.start(replace(image, bootstrap=bootstrap), server.host).running()
+    with (daemon.mountpoint / "big").open("rb", buffering=0) as file:
+        assert os.pread(file.fileno(), PIECE_BYTES, 0) == BIG[:PIECE_BYTES]
+        (chunk_map,) = (tmp_path / "cache").glob("*.chunk_map")
+        os.truncate(chunk_map, 0)
+        start = len(BIG) // 2
+        assert os.pread(file.fileno(), PIECE_BYTES, start) == BIG[start : start + PIECE_BYTES]
+    wait_until(lambda: "a mapped file was truncated" in daemon.log(), "it is told")
+    os.truncate(bootstrap, 4096)
+    for name, content in FILES.items():
+        try:
+            same = (daemon.mountpoint / name).read_bytes() == content
+        except OSError as exc:
+            # The kernel's own word for metadata that cannot be.
+            assert exc.errno in {errno.EIO, errno.EUCLEAN}  # noqa: PT017 - others are right
+        else:
+            assert same, name
+    daemon.leave()
+    assert "Traceback" not in daemon.log()
