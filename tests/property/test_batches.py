@@ -62,7 +62,7 @@ def test_a_changed_byte_of_the_data_is_found_or_makes_no_difference(
         assert faults
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data(), encrypted=st.booleans())
 def test_any_record_and_any_context_end_in_a_chunk_within_bounds_or_an_error(
     data: st.DataObject, encrypted: bool
