@@ -5,8 +5,8 @@ import gc
 import mmap
 import os
 import re
-import signal
 import select
+import signal
 import socket
 import struct
 import threading
