@@ -248,7 +248,10 @@ class Server:
     def _end(self, number: int) -> None:
         """Take note that the session is over."""
         self._is_over = True
-        if abs(number) not in OVER:
+        if abs(number) == errno.ECONNABORTED:
+            # Only who writes to /sys/fs/fuse/connections/…/abort gets this word: an umount is ENODEV.
+            log.warning("somebody aborted the session: mounts on it fail now")
+        elif abs(number) not in OVER:
             self._failure = MountError(f"reading requests failed: {os.strerror(abs(number))}")
 
     # ---- requests -----------------------------------------------------------------------------

@@ -145,6 +145,7 @@ def test_an_aborted_connection_ends_the_session_and_leaves_no_dead_mount(
     # Only an identity that is never given again tells this dead mount from somebody else's.
     assert rich.expect("unmounted") is calls.identify(Path("/")).unique
     assert rich.wait_end() == 0
+    assert "somebody aborted the session" in rich.log()
 
 
 def test_a_killed_daemon_leaves_its_mount_and_stat_still_answers(rich: ServedMount) -> None:
