@@ -36,6 +36,7 @@ class Feature(IntFlag):
     ASYNC_DIO = 1 << 15
     # Lookups in one directory run side by side; without, a mutex per directory.
     PARALLEL_DIROPS = 1 << 18
+    ABORT_ERROR = 1 << 21  # tells whoever reads the log an abort from an umount
     MAX_PAGES = 1 << 22  # requests of more than 32 pages: see MAX_PAGES_COUNT
     CACHE_SYMLINKS = 1 << 23  # targets never change
     INIT_EXT = 1 << 30  # the kernel looks at our upper 32 bits, and we at its
@@ -63,7 +64,6 @@ class Feature(IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24
     # Modes decide, as with the reference. ACLs of an image are shown, not applied.
     POSIX_ACL = 1 << 20
-    ABORT_ERROR = 1 << 21  # ENODEV or ECONNABORTED: either way the session is over
     MAP_ALIGNMENT = 1 << 26  # DAX
 
     # ---- the upper word: not asked for, only looked at ----
@@ -75,6 +75,7 @@ WANTED: Final = (
     | Feature.DO_READDIRPLUS
     | Feature.ASYNC_DIO
     | Feature.PARALLEL_DIROPS
+    | Feature.ABORT_ERROR
     | Feature.MAX_PAGES
     | Feature.CACHE_SYMLINKS
     | Feature.INIT_EXT
